@@ -1,0 +1,212 @@
+"""The interface of a control group, whatever the hierarchy: v1, v2, hybrid, or the fake.
+
+The layout, the same in every hierarchy in use:
+
+    OWN/supervise.INSTANCE/            OWN: the cgroup this process was started in, or a delegated one
+        RUN/                           one directory per run: whole-tree kill and `populated`
+            init                       the job's init: no limits (v1: it sits in RUN itself)
+            payload                    the job's command and its descendants: the limits stand here
+
+Paths in `KernelError`s and in evidence are those of the files read or written.  v1 is one set of
+directories per controller; where the unified hierarchy exists without controllers (hybrid) it has
+the same directories too, for cgroup.kill and `populated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from attrs import frozen
+
+from supervisor.model.action import LimitName
+from supervisor.model.limits import Limits
+
+Version = Literal["v1", "hybrid", "v2", "none"]
+
+
+@frozen
+class Entry:
+    """How a freshly cloned child gets into its cgroup: all that the launcher needs to know.
+
+    `*_files` each take a "0" from the single-threaded child itself (v1 `tasks`: no global lock).
+    `*_dir` is the unified directory: CLONE_INTO_CGROUP where the kernel can (5.7), else "0" into
+    its cgroup.procs.  Either may be empty.
+    """
+
+    init_files: tuple[str, ...] = ()
+    payload_files: tuple[str, ...] = ()
+    init_dir: str | None = None
+    payload_dir: str | None = None
+
+
+@frozen
+class Counters:
+    """Event counters of the payload's cgroup since its creation.
+
+    limit_hits   how often the memory limit was reached   memory.failcnt | memory.events.local max
+    oom          how often reclaim failed at the own limit  (v1: None)   | memory.events.local oom
+    oom_kills    processes killed by any OOM killer       memory.oom_control oom_kill
+                                                                         | memory.events oom_kill
+    high         crossings of memory.high                 (v1: 0)        | memory.events.local high
+    refused      forks refused                            pids.events max
+    under_oom    tasks are asleep at the limit            memory.oom_control under_oom | frozen
+    """
+
+    limit_hits: int = 0
+    oom: int | None = None
+    oom_kills: int = 0
+    high: int = 0
+    refused: int = 0
+    under_oom: bool = False
+
+
+@frozen
+class Usage:
+    """What the payload's cgroup uses or has used; None where this host cannot tell.
+
+    CPU in seconds, memory and I/O in bytes.
+    """
+
+    cpu: float | None = None
+    cpu_user: float | None = None
+    cpu_system: float | None = None
+    throttled: float | None = None
+    memory: int | None = None
+    memory_peak: int | None = None
+    pids: int | None = None
+    pids_peak: int | None = None
+    read_bytes: int | None = None
+    write_bytes: int | None = None
+
+
+@frozen
+class Missing:
+    """A limit this host cannot enforce: which (its configuration key), why, and the way out."""
+
+    limit: str
+    why: str
+    fix: str
+
+
+@frozen
+class Notification:
+    """Where the kernel tells of a change; a hint to read `counters()` and `populated()` again.
+
+    inotify   IN_MODIFY on `path`                          (v2, and cgroup.events of the hybrid)
+    eventfd   an eventfd registered by "EVENTFD TARGETFD" in `control`, for `path`   (v1 memory)
+    kmsg      kernel log lines that name the cgroup `path` as the kernel sees it (v1 pids; OOM)
+    """
+
+    kind: Literal["inotify", "eventfd", "kmsg"]
+    path: str
+    control: str = ""
+
+
+@frozen
+class Reading:
+    """One file that was read for evidence."""
+
+    path: str
+    text: str
+
+
+class JobCgroup(Protocol):
+    """The cgroup of one run.  Every method may raise KernelError (ENOENT/ENODEV: it is gone)."""
+
+    @property
+    def name(self) -> str:
+        """The run's directory name."""
+
+    @property
+    def path(self) -> str:
+        """The payload's directory in the hierarchy that holds memory (evidence, `plan`)."""
+
+    @property
+    def entry(self) -> Entry: ...
+
+    @property
+    def notifications(self) -> tuple[Notification, ...]: ...
+
+    def apply(self, limits: Limits) -> tuple[Reading, ...]:
+        """Write every limit and read it back; what the kernel rounded is accepted, nothing else.
+
+        Raises LimitError for a limit the host cannot enforce, KernelError for a failed write.
+        """
+
+    def change(self, limit: LimitName, to: float) -> float:
+        """Change one limit of the living job; the value read back."""
+
+    def hold_at_limit(self, hold: bool) -> None:
+        """Tasks at the memory limit sleep (True) or meet the OOM killer (False).
+
+        v1: memory.oom_control.  v2: memory.high below memory.max as a trip wire; whoever watches
+        freezes at the event.  Setting False lets a held job go on into the OOM killer.
+        """
+
+    def counters(self) -> Counters: ...
+
+    def usage(self) -> Usage: ...
+
+    def evidence(self) -> tuple[Reading, ...]:
+        """The counter files a verdict rests on, as text, for the record."""
+
+    def foreign_oom(self) -> bool | None:
+        """Whether the OOM kills counted so far came from a limit other than the job's own.
+
+        None: the counters alone cannot tell (the kernel log may).
+        """
+
+    def pids(self) -> tuple[int, ...]:
+        """Every process of the job, init excluded."""
+
+    def populated(self) -> bool:
+        """Whether any process is left, init included."""
+
+    def kill(self) -> None:
+        """SIGKILL to the payload and all its descendants, until none is left; init lives on.
+
+        cgroup.kill where there is one; else freeze (or not), kill and thaw in a loop.
+        """
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
+    def remove(self) -> None:
+        """Kill what is left and remove every directory of the run.  Idempotent.
+
+        rmdir may say EBUSY while the last tasks exit: it is retried, bounded, then raised.
+        """
+
+
+class CgroupManager(Protocol):
+    """The instance's own cgroup, in which the runs' are made."""
+
+    @property
+    def version(self) -> Version: ...
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """The controllers at hand, by their v2 names: memory pids cpu cpuset io; freezer."""
+
+    def describe(self) -> Sequence[str]:
+        """Lines for `doctor` and `plan`: which hierarchy is where, and who mounted it."""
+
+    def missing(self, limits: Limits) -> tuple[Missing, ...]:
+        """The limits of `limits` that cannot be enforced here."""
+
+    def prepare(self, count: int) -> None:
+        """Make `count` run directories ahead of need."""
+
+    def create(self, run: str) -> JobCgroup:
+        """The cgroup of a run; `run` is unique in the instance and names the directories."""
+
+    def leftovers(self) -> tuple[str, ...]:
+        """Runs an earlier supervisor of this name left behind, killed or not."""
+
+    def remove_leftovers(self) -> tuple[str, ...]:
+        """Kill and remove them; their names."""
+
+    def close(self) -> None:
+        """Remove the instance's directories, and what was enabled for them."""

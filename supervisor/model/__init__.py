@@ -1,0 +1,54 @@
+"""The nouns of the project, pure and frozen; policies import from here.
+
+May import: `errors`, attrs.  Nothing here touches the kernel, a file or the clock.
+"""
+
+from supervisor.model.action import (
+    Action,
+    Freeze,
+    Ignore,
+    KillJob,
+    Notify,
+    RaiseLimit,
+    Retry,
+    SignalJob,
+    StopAll,
+    Thaw,
+)
+from supervisor.model.event import (
+    CgroupGone,
+    Event,
+    Exited,
+    MemoryLimit,
+    OomKill,
+    PidsLimit,
+    Populated,
+    Started,
+    Tick,
+    Timeout,
+)
+from supervisor.model.job import (
+    HOOKS,
+    InlineAction,
+    JobSpec,
+    Mount,
+    PolicyName,
+    Restart,
+    Stop,
+    Tmpfs,
+    UserNamespace,
+)
+from supervisor.model.limits import IoLimit, Limits
+from supervisor.model.record import Reason, RunRecord
+from supervisor.model.state import State
+from supervisor.model.view import JobView
+
+__all__ = [
+    "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Tmpfs", "Restart", "Stop",
+    "UserNamespace", "InlineAction", "PolicyName", "HOOKS",
+    "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Timeout", "Exited", "Populated",
+    "CgroupGone", "Tick",
+    "Action", "RaiseLimit", "KillJob", "SignalJob", "Freeze", "Thaw", "Retry", "StopAll",
+    "Notify", "Ignore",
+    "State", "Reason", "RunRecord",
+]  # fmt: skip

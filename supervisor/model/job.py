@@ -1,0 +1,119 @@
+"""What a job is: the configuration of one job, resolved, checked and frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+from supervisor.model.limits import Limits
+
+HOOKS = (
+    "on_start",
+    "on_memory_limit",
+    "on_oom_kill",
+    "on_pids_limit",
+    "on_timeout",
+    "on_exit",
+    "on_tick",
+)
+"""The hooks a job may set for itself, named as in `policy.hookspec`."""
+
+
+@frozen
+class Mount:
+    """A bind mount of a host path into the job; `read_only` holds for mounts below it too."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+@frozen
+class Tmpfs:
+    """A tmpfs at `target`; its pages count against the job's memory.  `size` in bytes."""
+
+    target: str
+    size: int | None = None
+
+
+@frozen
+class Stop:
+    """How a job is stopped: `signal` to the whole tree, SIGKILL after `grace` seconds."""
+
+    signal: str = "TERM"
+    grace: float = 10.0
+
+
+@frozen
+class Restart:
+    """When a job that ended is started again; `attempts` are the further ones, None: no bound.
+
+    `backoff` seconds before the first, doubled each time up to `max_backoff`.
+    """
+
+    when: Literal["never", "on-failure", "on-oom", "always"] = "never"
+    attempts: int | None = 3
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+
+
+@frozen
+class UserNamespace:
+    """`host`: none.  `self`: the caller's one id as root.  `map`: `size` ids from `host_id` on."""
+
+    kind: Literal["host", "self", "map"] = "host"
+    host_id: int = 0
+    size: int = 1
+
+
+@frozen
+class InlineAction:
+    """A hook set in the job itself: the name of an action and its arguments, as written."""
+
+    action: str
+    arguments: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class PolicyName:
+    """A hook that one named policy decides; the others are not asked."""
+
+    name: str
+
+
+@frozen
+class JobSpec:
+    """One job.  Times in seconds, sizes in bytes, paths absolute.
+
+    `group` is the part of `name` before a matrix's suffix, so that `after = ["compress"]` waits
+    for every member.  `command` is an argv; a `script` has become one.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    group: str = ""
+    root: str = "host"
+    write: Literal["read-only", "overlay"] = "read-only"
+    keep: bool = False
+    mounts: tuple[Mount, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    network: Literal["none", "host"] = "none"
+    user: str | None = None
+    user_group: str | None = None
+    user_namespace: UserNamespace = UserNamespace()
+    time_offset: float | None = None
+    hostname: str | None = None
+    environment: Mapping[str, str] = field(factory=dict)
+    working_dir: str = "/"
+    limits: Limits = Limits()
+    timeout: float | None = None
+    cpu_time: float | None = None
+    stop: Stop = Stop()
+    restart: Restart = Restart()
+    after: tuple[str, ...] = ()
+    priority: int = 0
+    hooks: Mapping[str, InlineAction | PolicyName] = field(factory=dict)
+    oom: Literal["kill", "continue"] = "kill"
+    expect: str = "succeeded"

@@ -1,0 +1,42 @@
+"""What a job may use.  `None` means no limit of its own; sizes are bytes."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class IoLimit:
+    """A throttle on the block device that holds `path` (bytes and operations a second)."""
+
+    path: str
+    read_bps: int | None = None
+    write_bps: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+
+@frozen
+class Limits:
+    """The limits of one job, in the units of the configuration.
+
+    memory      bytes of RAM              memory.limit_in_bytes | memory.max
+    swap        bytes of swap beside it   memory.memsw.limit_in_bytes - memory | memory.swap.max
+    swappiness  0 to 100, v1 only         memory.swappiness
+    pids        tasks, threads included   pids.max
+    cpus        CPUs' worth of time       cpu.cfs_quota_us / cpu.cfs_period_us | cpu.max
+    cpu_weight  1 to 10000, 100 is even   cpu.shares | cpu.weight
+    cpuset      a list as "0-2,4"         cpuset.cpus
+    io          per device                blkio.throttle.* | io.max
+    open_files  per process               RLIMIT_NOFILE (no cgroup)
+    """
+
+    memory: int | None = None
+    swap: int | None = None
+    swappiness: int | None = None
+    pids: int | None = None
+    cpus: float | None = None
+    cpu_weight: int | None = None
+    cpuset: str | None = None
+    io: tuple[IoLimit, ...] = ()
+    open_files: int | None = None

@@ -1,0 +1,119 @@
+"""The record of one run: why it ended, what it used, and the evidence.
+
+Sizes are bytes, durations seconds, times ISO 8601 in UTC.  `docs/verdicts.md` describes each
+word and each field for the people who read them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from attrs import asdict, field, frozen
+
+
+class Reason(StrEnum):
+    """Why a run ended: a closed vocabulary."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SIGNAL = "signal"
+    OOM = "oom"
+    OOM_HOST = "oom_host"
+    PIDS = "pids"
+    TIMEOUT = "timeout"
+    CPU_TIMEOUT = "cpu_timeout"
+    OUTPUT = "output"
+    DISK = "disk"
+    STOPPED = "stopped"
+    POLICY = "policy"
+    START_FAILED = "start_failed"
+    LOST = "lost"
+    SKIPPED = "skipped"
+
+
+@frozen
+class CpuUse:
+    """From cpuacct.usage and cpu.stat (v1) or cpu.stat (v2); None where the kernel has no file."""
+
+    user_seconds: float | None = None
+    system_seconds: float | None = None
+    throttled_seconds: float | None = None
+    quota_cpus: float | None = None
+
+
+@frozen
+class LimitChange:
+    """One value a limit had: from when, and who set it (`configuration`, or a policy's name)."""
+
+    at: str
+    value: float | None
+    by: str
+
+
+@frozen
+class MemoryUse:
+    limit: int | None = None
+    peak: int | None = None
+    oom_kills: int = 0
+    limit_history: tuple[LimitChange, ...] = ()
+
+
+@frozen
+class PidsUse:
+    limit: int | None = None
+    peak: int | None = None
+    refused: int = 0
+
+
+@frozen
+class IoUse:
+    read_bytes: int | None = None
+    write_bytes: int | None = None
+
+
+@frozen
+class Evidence:
+    """One thing that was read: from `source` (a path), `what` was found there."""
+
+    source: str
+    what: str
+
+
+@frozen
+class RunRecord:
+    """One run of one job, from its start to its verdict."""
+
+    job: str
+    run: str
+    attempt: int
+    reason: Reason
+    command: tuple[str, ...]
+    exit_code: int | None = None
+    signal: int | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    wall_seconds: float | None = None
+    cpu: CpuUse = CpuUse()
+    memory: MemoryUse = MemoryUse()
+    pids: PidsUse = PidsUse()
+    io: IoUse = IoUse()
+    expected: bool = False
+    detail: str = ""
+    decided_by: str = ""
+    evidence: tuple[Evidence, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON's types, in the order of the fields."""
+        return asdict(self, value_serializer=_plain)
+
+
+def _plain(_instance: object, _attribute: object, value: Any) -> Any:
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def iso(at: float) -> str:
+    """Unix time in seconds as ISO 8601 UTC with milliseconds."""
+    moment = datetime.fromtimestamp(at, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
