@@ -1,0 +1,111 @@
+"""Model values as entries of the event log: which name, which fields.  Pure.
+
+Every name used here is described in docs/verdicts.md.  May import: `model`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import asdict
+
+from supervisor.model.action import (
+    Action,
+    Freeze,
+    Ignore,
+    KillJob,
+    Notify,
+    RaiseLimit,
+    Retry,
+    SignalJob,
+    StopAll,
+    Thaw,
+)
+from supervisor.model.event import (
+    CgroupGone,
+    Event,
+    MemoryLimit,
+    OomKill,
+    PidsLimit,
+    Started,
+    Timeout,
+)
+from supervisor.model.record import RunRecord
+
+KINDS = (
+    "supervisor_started",
+    "job_waiting",
+    "job_starting",
+    "job_started",
+    "memory_limit",
+    "oom_kill",
+    "pids_limit",
+    "timeout",
+    "decision",
+    "limit_changed",
+    "job_stopping",
+    "signal_sent",
+    "job_ended",
+    "retry",
+    "restart",
+    "notify",
+    "orphan_reaped",
+    "cleanup_failed",
+    "warning",
+    "log_lost",
+    "supervisor_stopped",
+)
+"""Every kind of entry there is."""
+
+ENTRY_OF: dict[type, str] = {
+    Started: "job_started",
+    MemoryLimit: "memory_limit",
+    OomKill: "oom_kill",
+    PidsLimit: "pids_limit",
+    Timeout: "timeout",
+}
+
+ACTION_NAMES: dict[type, str] = {
+    RaiseLimit: "raise",
+    KillJob: "kill",
+    SignalJob: "signal",
+    Freeze: "freeze",
+    Thaw: "thaw",
+    Retry: "retry",
+    StopAll: "stop-all",
+    Notify: "notify",
+    Ignore: "ignore",
+}
+"""Actions by the names the configuration has for them."""
+
+
+def entry_of(event: Event) -> tuple[str, dict[str, Any]] | None:
+    """The entry's name and fields (those of the event but `at`); None: not worth an entry.
+
+    `Exited` and `Populated` are told by `job_ended`, which follows.
+    """
+    if isinstance(event, CgroupGone):
+        return "warning", {"text": f"somebody removed the job's cgroup {event.path}"}
+    name = ENTRY_OF.get(type(event))
+    if name is None:
+        return None
+    fields = asdict(event)
+    del fields["at"]
+    return name, fields
+
+
+def decision_entry(hook: str, by: str, action: Action) -> dict[str, Any]:
+    """The fields of a `decision`: at which hook, which policy, and what it answered."""
+    arguments = asdict(action)
+    return {"hook": hook, "by": by, "action": ACTION_NAMES[type(action)], "arguments": arguments}
+
+
+def ended_entry(record: RunRecord) -> dict[str, Any]:
+    """The fields of `job_ended`: the record whole, and on top what one searches for."""
+    return {
+        "job": record.job,
+        "run": record.run,
+        "reason": str(record.reason),
+        "expected": record.expected,
+        "record": record.to_json(),
+    }
