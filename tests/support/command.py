@@ -1,0 +1,90 @@
+"""Running the command `supervise` as a user does: as a process of its own, with a time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The checkout."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its streams as text, and its status (negative: died by that signal)."""
+
+    stdout: str
+    stderr: str
+    status: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Directories for one supervisor.  `runtime` is short: a socket's path ends at 107 bytes."""
+
+    state: Path
+    runtime: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that point a supervisor at these directories."""
+        return {"XDG_STATE_HOME": str(self.state), "XDG_RUNTIME_DIR": str(self.runtime)}
+
+
+@dataclass(frozen=True)
+class Supervise:
+    """Calls the command; each call may take `timeout` seconds, then it is stopped and fails."""
+
+    where: State
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        stdin: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 60.0,
+    ) -> Done:
+        with self.start(*arguments, environment=environment, cwd=cwd) as process:
+            try:
+                out, err = process.communicate(stdin, timeout=timeout)
+            except subprocess.TimeoutExpired:
+                out, err = stop(process)
+                raise AssertionError(
+                    f"supervise {' '.join(map(str, arguments))}: not done after {timeout:g} s\n"
+                    f"--- stdout\n{out}\n--- stderr\n{err}"
+                ) from None
+        return Done(out, err, process.returncode)
+
+    def start(
+        self,
+        *arguments: str | Path,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.Popen[str]:
+        """The command in the background; the caller waits for it (`stop` ends it)."""
+        variables = {**os.environ, **self.where.environment, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [sys.executable, "-m", "supervisor", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env={**variables, **(environment or {})},
+        )
+
+
+def stop(process: subprocess.Popen[str], grace: float = 15.0) -> tuple[str, str]:
+    """Ask as Ctrl-C does, so that it cleans up; kill after `grace` seconds.  The two streams."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()
