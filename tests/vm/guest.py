@@ -1,0 +1,73 @@
+"""What is particular to one run: the command, what the guest sees of the host, the disks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm.archive import Member, cpio
+from tests.vm.kernel import Engine, Kernel
+
+NOT_PASSED = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR"})
+
+HOST_ROOT = {
+    "qemu": "turn_off() { reboot -f; }\nmount -t virtiofs host /lower || die no host root\n",
+    "uml": "turn_off() { halt -f; }\nmount -t hostfs -o {tree} none /lower || die no host root\n",
+}
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One run.  `memory` in MiB; `disks` are sizes as truncate(1) takes them."""
+
+    engine: Engine
+    command: tuple[str, ...]
+    memory: int = 2048
+    cpus: int = 2
+    accelerator: str = "tcg"
+    writable: tuple[Path, ...] = ()
+    disks: tuple[str, ...] = ()
+    terminal: bool = False
+
+
+def host_mounts(tree: Path, modules: Path, writable: tuple[Path, ...]) -> list[str]:
+    """Shell commands that show the host's root at `tree`, in a mount namespace of their own.
+
+    Its empty /proc (a bind mount does not follow into other mounts) takes the kernel's modules.
+    """
+    quoted = shlex.quote(str(tree))
+    lines = [f"mount --bind / {quoted}", f"mount -o remount,bind,ro {quoted}"]
+    lines += [f"mount --bind {shlex.quote(str(modules))} {quoted}/proc"]
+    lines += [f"mount -o remount,bind,ro {quoted}/proc"]
+    lines += [f"mount --bind {shlex.quote(str(d))} {quoted}{shlex.quote(str(d))}" for d in writable]
+    return lines
+
+
+def initrd(guest: Guest, kernel: Kernel, tree: Path) -> bytes:
+    """The cached initrd, followed by a small archive with the files of this run."""
+    files = {
+        "run.sh": _script(guest, os.environ, Path.cwd()),
+        "binds": "".join(_bind(str(directory)) for directory in guest.writable),
+        "engine": HOST_ROOT[guest.engine].replace("{tree}", shlex.quote(str(tree))),
+    }
+    if guest.terminal:
+        size = os.get_terminal_size()
+        files["terminal"] = f"rows {size.lines} cols {size.columns}\n"
+    members = [Member(name, 0o100600, text.encode()) for name, text in files.items()]
+    return kernel.initrd.read_bytes() + cpio(members)
+
+
+def _bind(directory: str) -> str:
+    inside, outside = shlex.quote(f"/new{directory}"), shlex.quote(f"/lower{directory}")
+    return f"mkdir -p {inside}; mount --bind {outside} {inside}\n"
+
+
+def _script(guest: Guest, environment: Mapping[str, str], directory: Path) -> str:
+    passed = {k: v for k, v in environment.items() if k.isidentifier() and k not in NOT_PASSED}
+    passed |= {"SUPERVISE_VM": guest.engine, "TMPDIR": "/scratch"}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
+    lines += [f"cd {shlex.quote(str(directory))} || exit 125", f"exec {shlex.join(guest.command)}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,72 @@
+#!/run/vm/busybox sh
+# The guest's PID 1 in the host's root: devices, cgroups, then the command, and its status.
+# PATH has the host's own tools, so what must be busybox's is called by its path.
+b=/run/vm/busybox
+
+$b mkdir -p /dev/pts /dev/shm /dev/net
+$b mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+$b ln -sf pts/ptmx /dev/ptmx
+$b mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+$b ln -sf /proc/self/fd /dev/fd
+$b ln -sf /proc/self/fd/0 /dev/stdin
+$b ln -sf /proc/self/fd/1 /dev/stdout
+$b ln -sf /proc/self/fd/2 /dev/stderr
+# Nodes that udev would make; opening one loads its module.
+[ -e /dev/fuse ] || $b mknod /dev/fuse c 10 229
+$b chmod 666 /dev/fuse
+$b mknod -m 666 /dev/net/tun c 10 200
+$b mknod /dev/loop-control c 10 237
+echo /run/vm/modprobe >/proc/sys/kernel/modprobe
+
+$b mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
+for controller in $($b cat /sys/fs/cgroup/cgroup.controllers); do
+    echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control
+done
+
+for letter in a b c d; do # User-Mode Linux names its disks otherwise
+    [ ! -e /dev/ubd$letter ] || $b ln -s ubd$letter /dev/vd$letter
+done
+$b grep -q supervise.disks /proc/cmdline && $b modprobe virtio_blk
+$b hostname vm
+$b ip link set lo up
+
+# Three ports: stdout, stderr, status.  And perhaps a fourth, the caller's terminal.
+terminal=/dev/ttyS1
+port=$(echo /dev/vport*p3)
+port=${port%3}
+if [ ! -e "${port}3" ]; then # User-Mode Linux
+    port=/dev/ttyS
+    terminal=/dev/ttyS0
+    for i in 1 2 3; do $b stty -F $port$i raw -echo; done
+fi
+exec 9>"${port}3"
+$b mkfifo /run/vm/out /run/vm/err
+$b cat /run/vm/out >"${port}1" 9>&- &
+out=$!
+$b cat /run/vm/err >"${port}2" 9>&- &
+err=$!
+
+# The command is this PID 1's child, in a cgroup of its own, as a service would be.
+$b mkdir /sys/fs/cgroup/command
+join='echo 0 >/sys/fs/cgroup/command/cgroup.procs; exec /bin/sh /run/vm/run.sh'
+echo "begin $($b cut -d' ' -f1 /proc/uptime)" >&9
+if [ -e /run/vm/terminal ]; then
+    : >/run/vm/out
+    : >/run/vm/err
+    # shellcheck disable=SC2046 # the file holds "rows N cols N"
+    $b stty -F $terminal sane $($b cat /run/vm/terminal)
+    $b setsid -c /bin/sh -c "$join" <$terminal >$terminal 2>&1 9>&-
+else
+    $b setsid /bin/sh -c "$join" </dev/null >/run/vm/out 2>/run/vm/err 9>&-
+fi
+status=$?
+
+tries=0 # a process the command left behind may hold the pipes open
+while { $b kill -0 $out || $b kill -0 $err; } 2>/dev/null && [ $tries -lt 40 ]; do
+    $b usleep 25000
+    tries=$((tries + 1))
+done
+$b sync
+echo "exit $status" >&9
+$b sleep 9 # the caller ends the machine
+$b halt -f
