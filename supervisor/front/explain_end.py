@@ -1,0 +1,180 @@
+"""A bad end in a few lines: what it was, on what evidence, what to do about it.  Pure.
+
+For `supervise run`, whose only other output is the command's own.  May import: `errors`, `model`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from supervisor.front import lines, units
+from supervisor.model.record import Reason, RunRecord
+
+MOST_EVIDENCE = 4
+MIB = 1 << 20
+
+
+def explain(record: RunRecord) -> list[str]:
+    """The lines for a run that did not succeed; none for one that did.
+
+    The first names the reason, then comes the evidence (`  read FILE: WHAT`), the last says
+    what can be done (`  try ...`).
+    """
+    if record.reason is Reason.SUCCEEDED:
+        return []
+    what, remedy = EXPLAIN[record.reason](record)
+    told = [f"{record.reason}: {what}"]
+    if record.detail and record.detail not in what:
+        told.append(f"  {record.detail}")
+    if record.decided_by:
+        told.append(f"  decided by {record.decided_by}")
+    told += [f"  read {item.source}: {item.what}" for item in record.evidence[:MOST_EVIDENCE]]
+    if len(record.evidence) > MOST_EVIDENCE:
+        told.append(f"  ({len(record.evidence) - MOST_EVIDENCE} more in the record: --record -)")
+    if remedy:
+        told.append(f"  try {remedy}")
+    return [lines.clean(line) for line in told]
+
+
+def _after(record: RunRecord) -> str:
+    return f" after {lines.duration(record.wall_seconds)}" if record.wall_seconds else ""
+
+
+def _signal_name(number: int | None) -> str:
+    try:
+        return signal.Signals(number or 0).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _failed(record: RunRecord) -> tuple[str, str]:
+    text = f"the command ended with exit code {record.exit_code}{_after(record)}, by itself"
+    if record.exit_code in (126, 127):
+        return f"{text} (a shell's way to say it could not run a program)", ""
+    if record.exit_code is not None and record.exit_code > 128:
+        number = record.exit_code - 128
+        return (
+            f"{text} (a shell says so when {_signal_name(number)} ended its child; "
+            "no limit was involved)",
+            "",
+        )
+    return text, ""
+
+
+def _signal(record: RunRecord) -> tuple[str, str]:
+    text = f"{_signal_name(record.signal)} ended the command{_after(record)}"
+    if record.signal in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        return f"{text}; supervise did not send it and no limit was involved", ""
+    return text, ""
+
+
+def _oom(record: RunRecord) -> tuple[str, str]:
+    memory = record.memory
+    text = (
+        f"the kernel killed it at its memory limit of {lines.size(memory.limit)} "
+        f"(peak {lines.size(memory.peak)}, {_times(memory.oom_kills, 'kill')}){_after(record)}"
+    )
+    if memory.limit is None:
+        return text, ""
+    more = units.size_text(_rounded(2 * memory.limit))
+    most = units.size_text(_rounded(8 * memory.limit))
+    return text, f"--memory {more}, or --on-memory-limit raise:{most} to raise it while it runs"
+
+
+def _rounded(size: int) -> int:
+    """Whole MiB, so that what is proposed is short to type."""
+    return -(-size // MIB) * MIB if size > MIB else size
+
+
+def _oom_host(record: RunRecord) -> tuple[str, str]:
+    text = (
+        "the kernel killed a process of it for want of memory outside: a cgroup above it, or the "
+        f"whole host, was full (peak {lines.size(record.memory.peak)}, its own limit "
+        f"{lines.limit_value('memory', record.memory.limit)} was not reached){_after(record)}"
+    )
+    return text, "again when less runs beside it, or a --memory that this host really has"
+
+
+def _pids(record: RunRecord) -> tuple[str, str]:
+    how = (
+        _signal_name(record.signal)
+        if record.signal is not None
+        else f"exit code {record.exit_code}"
+    )
+    pids = record.pids
+    text = (
+        f"it ended with {how} after the kernel had refused it {_times(pids.refused, 'fork')} at "
+        f"its limit of {lines.number(pids.limit)} tasks (threads count){_after(record)}"
+    )
+    if pids.limit is None:
+        return text, ""
+    return text, f"--pids {2 * pids.limit}, if it is meant to have so many"
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _timeout(record: RunRecord) -> tuple[str, str]:
+    spent = lines.duration(record.wall_seconds)
+    return (
+        f"it was stopped{_after(record)}, when its time was over",
+        f"a longer --timeout than {spent}",
+    )
+
+
+def _cpu_timeout(record: RunRecord) -> tuple[str, str]:
+    used = (record.cpu.user_seconds or 0.0) + (record.cpu.system_seconds or 0.0)
+    return (
+        f"it was stopped when it had used up its CPU time ({lines.duration(used)} of it"
+        f"{_after(record)})",
+        "a longer --cpu-time",
+    )
+
+
+def _output(_record: RunRecord) -> tuple[str, str]:
+    return "it was stopped: it wrote more output than its limit", "a larger --output"
+
+
+def _disk(_record: RunRecord) -> tuple[str, str]:
+    return "it failed with its disk limit used up", "a larger --disk"
+
+
+def _stopped(record: RunRecord) -> tuple[str, str]:
+    return f"it was stopped on request{_after(record)}", ""
+
+
+def _policy(record: RunRecord) -> tuple[str, str]:
+    return f"a policy stopped it{_after(record)}", ""
+
+
+def _start_failed(_record: RunRecord) -> tuple[str, str]:
+    return "the command was never started", ""
+
+
+def _lost(_record: RunRecord) -> tuple[str, str]:
+    return "how it ended cannot be told; no exit record could be read", ""
+
+
+def _skipped(_record: RunRecord) -> tuple[str, str]:
+    return "it was not run", ""
+
+
+EXPLAIN: dict[Reason, Callable[[RunRecord], tuple[str, str]]] = {
+    Reason.FAILED: _failed,
+    Reason.SIGNAL: _signal,
+    Reason.OOM: _oom,
+    Reason.OOM_HOST: _oom_host,
+    Reason.PIDS: _pids,
+    Reason.TIMEOUT: _timeout,
+    Reason.CPU_TIMEOUT: _cpu_timeout,
+    Reason.OUTPUT: _output,
+    Reason.DISK: _disk,
+    Reason.STOPPED: _stopped,
+    Reason.POLICY: _policy,
+    Reason.START_FAILED: _start_failed,
+    Reason.LOST: _lost,
+    Reason.SKIPPED: _skipped,
+}
+"""For each reason: what it was, and what can be tried."""
