@@ -1,0 +1,247 @@
+"""The v2 controllers and the core files: Documentation/admin-guide/cgroup-v2.rst of the kernel.
+
+For this package only.  Twin of `v1`: the same parts, other files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from supervisor.cgroup import files
+from supervisor.cgroup.api import Notification, Reading
+from supervisor.cgroup.parts import (
+    PAGE,
+    MemoryCounts,
+    by_device,
+    expect,
+    quota_and_period,
+    rates,
+)
+from supervisor.cgroup.v1 import FREEZE_PATIENCE
+from supervisor.errors import LimitError
+from supervisor.model.limits import IoLimit
+
+_IO_KEYS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
+
+
+def trip_wire(limit: int) -> int:
+    """Where memory.high stands below a memory.max of `limit` bytes, so that a job can be held.
+
+    Past it each task is slowed down on its way out of the kernel (mm/memcontrol.c,
+    mem_cgroup_handle_over_high), which leaves whoever watches the time to freeze the job.  What
+    lies between must take what one system call or the tasks' batches of 64 pages allocate in the
+    meantime: a sixteenth of the limit, at least 1 MiB, at most 64 MiB, never more than half.
+    """
+    headroom = min(max(limit // 16, 1 << 20), 64 << 20, limit // 2)
+    return (limit - headroom) // PAGE * PAGE
+
+
+class Memory:
+    """memory.*; `group`: at an OOM kill the kernel takes the whole payload (memory.oom.group).
+
+    `ancestors` are the directories above the run's, whose limits may strike it too.
+    """
+
+    def __init__(
+        self, directory: str, path: str, has: frozenset[str], ancestors: Iterable[str]
+    ) -> None:
+        self._path = path
+        self._limit = f"{directory}/memory.max"
+        self._swap = f"{directory}/memory.swap.max"
+        self._high = f"{directory}/memory.high"
+        self._group = f"{directory}/memory.oom.group"
+        self._usage = f"{directory}/memory.current"
+        self._peak = f"{directory}/memory.peak" if "memory.peak" in has else None
+        self._all = f"{directory}/memory.events"
+        local = "memory.events.local" if "memory.events.local" in has else "memory.events"
+        self._own = f"{directory}/{local}"
+        self._above = [f"{above}/{local}" for above in ancestors]
+        self._above_before = self._above_ooms()
+        self._armed = False
+        self._crossed = 0
+        self._held = False
+
+    def kill_whole(self) -> None:
+        files.write(self._group, "1")
+
+    def set(self, memory: int | None, swap: int | None, swappiness: int | None) -> list[Reading]:
+        if swappiness is not None:
+            raise LimitError(["swappiness: v2 has no such limit"])
+        readings = []
+        if memory is not None:
+            readings.append(self._write("memory", self._limit, memory))
+        if swap is not None:
+            readings.append(self._write("swap", self._swap, swap))
+        return readings
+
+    def _write(self, limit: str, path: str, value: int) -> Reading:
+        reading = files.write_back(path, str(value))
+        expect(limit, reading, value, files.number(path), PAGE)
+        return reading
+
+    def change_memory(self, to: int) -> int:
+        """The new limit; a held job's wire moves with it, and whoever froze it thaws it."""
+        self._write("memory", self._limit, to)
+        if self._armed:
+            self.hold(True)
+        return files.number(self._limit)
+
+    def change_swap(self, to: int) -> int:
+        self._write("swap", self._swap, to)
+        return files.number(self._swap)
+
+    def hold(self, hold: bool) -> None:
+        limit = files.number(self._limit)
+        self._armed = hold and limit < files.UNLIMITED
+        self._crossed = files.table(self._own).get("high", 0)
+        files.write(self._high, str(trip_wire(limit)) if self._armed else "max")
+
+    def frozen(self) -> None:
+        """Held, if the wire was crossed since it was last placed; else just frozen."""
+        if self._armed and files.table(self._own).get("high", 0) > self._crossed:
+            self._held = True
+
+    def thawed(self) -> None:
+        self._held = False
+
+    def counts(self) -> MemoryCounts:
+        own = files.table(self._own)
+        return MemoryCounts(
+            limit_hits=own.get("max", 0),
+            oom=own.get("oom", 0),
+            oom_kills=self._kills(),
+            high=own.get("high", 0),
+            under_oom=self._held,
+        )
+
+    def _kills(self) -> int:
+        return files.table(self._all).get("oom_kill", 0)
+
+    def usage(self) -> tuple[int, int | None]:
+        """memory.peak is there since kernel 5.19."""
+        return files.number(self._usage), files.number(self._peak) if self._peak else None
+
+    def evidence(self) -> list[Reading]:
+        paths = [self._limit, self._all, self._own]
+        if self._peak:
+            paths.append(self._peak)
+        return [Reading(path, files.read(path)) for path in dict.fromkeys(paths)]
+
+    def foreign_oom(self) -> bool | None:
+        """`oom` is counted where the limit stands, `oom_kill` where the victim was."""
+        if not self._kills():
+            return False
+        if not files.table(self._own).get("oom", 0):
+            return True
+        return False if self._above_ooms() == self._above_before else None
+
+    def _above_ooms(self) -> list[int]:
+        return [files.table(path).get("oom", 0) for path in self._above]
+
+    def notifications(self) -> list[Notification]:
+        return [Notification("inotify", self._own), Notification("kmsg", self._path)]
+
+
+class Cpu:
+    """cpu.max and cpu.weight."""
+
+    def __init__(self, directory: str) -> None:
+        self._max = f"{directory}/cpu.max"
+        self._weight = f"{directory}/cpu.weight"
+        self._stat = f"{directory}/cpu.stat"
+
+    def set(self, cpus: float | None, weight: int | None) -> list[Reading]:
+        readings = []
+        if cpus is not None:
+            wanted = "{} {}".format(*quota_and_period(cpus))
+            readings.append(files.write_back(self._max, wanted))
+            if readings[-1].text != wanted:
+                raise LimitError([f"cpus: {self._max} holds {readings[-1].text!r}, not {wanted!r}"])
+        if weight is not None:
+            readings.append(files.write_back(self._weight, str(weight)))
+            expect("cpu_weight", readings[-1], weight, int(readings[-1].text))
+        return readings
+
+    def change_cpus(self, to: float) -> float:
+        quota, _, period = self.set(to, None)[0].text.partition(" ")
+        return int(quota) / int(period)
+
+    def change_weight(self, to: int) -> int:
+        return int(self.set(None, to)[0].text)
+
+    def throttled(self) -> float | None:
+        return files.table(self._stat).get("throttled_usec", 0) / 1e6
+
+
+class Account:
+    """cpu.stat: a core file, there in every unified hierarchy, with or without the controller."""
+
+    def __init__(self, directory: str) -> None:
+        self._stat = f"{directory}/cpu.stat"
+
+    def usage(self) -> tuple[float, float | None, float | None]:
+        found = files.table(self._stat)
+        return found["usage_usec"] / 1e6, found["user_usec"] / 1e6, found["system_usec"] / 1e6
+
+
+class Cpuset:
+    """cpuset.cpus; v2 takes any list, and says in cpuset.cpus.effective what came of it."""
+
+    def __init__(self, directory: str) -> None:
+        self._cpus = f"{directory}/cpuset.cpus"
+        self._effective = f"{directory}/cpuset.cpus.effective"
+
+    def set(self, cpus: str) -> list[Reading]:
+        files.write(self._cpus, cpus, hint="these CPUs are not all at hand here")
+        reading = Reading(self._effective, files.read(self._effective))
+        if files.number_set(reading.text) != files.number_set(cpus):
+            raise LimitError([f"cpuset: {reading.path} says {reading.text!r}, not {cpus!r}"])
+        return [reading]
+
+
+class Io:
+    """io.max and io.stat."""
+
+    def __init__(self, directory: str) -> None:
+        self._max = f"{directory}/io.max"
+        self._stat = f"{directory}/io.stat"
+
+    def set(self, limits: Iterable[IoLimit]) -> list[Reading]:
+        readings = []
+        for device, limit in by_device(limits).items():
+            wanted = {_IO_KEYS[name]: value for name, value in rates(limit)}
+            pairs = " ".join(f"{key}={value}" for key, value in wanted.items())
+            readings.append(files.write_back(self._max, f"{device} {pairs}"))
+            got = _devices(readings[-1].text).get(device, {})
+            for key, value in wanted.items():
+                expect("io", readings[-1], value, got.get(key, 0))
+        return readings
+
+    def usage(self) -> tuple[int, int]:
+        devices = _devices(files.read(self._stat)).values()
+        return sum(d.get("rbytes", 0) for d in devices), sum(d.get("wbytes", 0) for d in devices)
+
+
+class Freezer:
+    """cgroup.freeze; unlike v1's, a frozen task still dies of SIGKILL."""
+
+    def __init__(self, directory: str) -> None:
+        self._freeze = f"{directory}/cgroup.freeze"
+        self._events = f"{directory}/cgroup.events"
+
+    def freeze(self) -> None:
+        files.write(self._freeze, "1")
+        files.until(lambda: files.table(self._events).get("frozen") == 1, FREEZE_PATIENCE)
+
+    def thaw(self) -> None:
+        files.write(self._freeze, "0")
+
+
+def _devices(text: str) -> dict[str, dict[str, int]]:
+    """The "MAJOR:MINOR key=value ..." lines of the io controller."""
+    found = {}
+    for line in filter(None, text.split("\n")):
+        device, *pairs = line.split(" ")
+        values = (pair.partition("=") for pair in pairs)
+        found[device] = {key: int(value) for key, _, value in values if value.isdigit()}
+    return found
