@@ -2,7 +2,7 @@
 
 The layout, the same in every hierarchy in use:
 
-    OWN/supervise.INSTANCE/            OWN: the cgroup this process was started in, or a delegated one
+    OWN/supervise.INSTANCE/            OWN: the cgroup we were started in, or a delegated one
         RUN/                           one directory per run: whole-tree kill and `populated`
             init                       the job's init: no limits (v1: it sits in RUN itself)
             payload                    the job's command and its descendants: the limits stand here
@@ -116,14 +116,15 @@ class JobCgroup(Protocol):
 
     @property
     def name(self) -> str:
-        """The run's directory name."""
+        """The run's directory name; a directory made ahead of need keeps its own."""
 
     @property
     def path(self) -> str:
         """The payload's directory in the hierarchy that holds memory (evidence, `plan`)."""
 
     @property
-    def entry(self) -> Entry: ...
+    def entry(self) -> Entry:
+        """To be read after `apply`, which may add a cpuset."""
 
     @property
     def notifications(self) -> tuple[Notification, ...]: ...
@@ -141,7 +142,8 @@ class JobCgroup(Protocol):
         """Tasks at the memory limit sleep (True) or meet the OOM killer (False).
 
         v1: memory.oom_control.  v2: memory.high below memory.max as a trip wire; whoever watches
-        freezes at the event.  Setting False lets a held job go on into the OOM killer.
+        freezes at the event.  Setting False lets a held job go on into the OOM killer, a
+        raise of the limit lets it go on: on v2 either thaws what was frozen at the wire.
         """
 
     def counters(self) -> Counters: ...
@@ -164,14 +166,19 @@ class JobCgroup(Protocol):
         """Whether any process is left, init included."""
 
     def kill(self) -> None:
-        """SIGKILL to the payload and all its descendants, until none is left; init lives on.
+        """SIGKILL to the payload and all its descendants, so that none escapes; init lives on.
 
-        cgroup.kill where there is one; else freeze (or not), kill and thaw in a loop.
+        cgroup.kill where there is one, and then they may still be on their way out: `populated`
+        tells.  Else freeze, kill and thaw until none is left, for a second at most (EBUSY).
         """
 
-    def freeze(self) -> None: ...
+    def freeze(self) -> None:
+        """Stop the payload; returns when it has, or after 50 ms with the kernel still at it."""
 
     def thaw(self) -> None: ...
+
+    def try_remove(self) -> bool:
+        """Remove the directories that are empty, without waiting or killing; whether all are."""
 
     def remove(self) -> None:
         """Kill what is left and remove every directory of the run.  Idempotent.
@@ -199,8 +206,12 @@ class CgroupManager(Protocol):
     def prepare(self, count: int) -> None:
         """Make `count` run directories ahead of need."""
 
-    def create(self, run: str) -> JobCgroup:
-        """The cgroup of a run; `run` is unique in the instance and names the directories."""
+    def create(self, run: str, *, kill_whole_on_oom: bool = True) -> JobCgroup:
+        """The cgroup of a run; `run` is unique in the instance and names the directories.
+
+        Where directories were prepared, one of those is taken and keeps its name.
+        `kill_whole_on_oom`: the kernel ends the whole payload at an OOM kill, where it can (v2).
+        """
 
     def leftovers(self) -> tuple[str, ...]:
         """Runs an earlier supervisor of this name left behind, killed or not."""
