@@ -1,0 +1,156 @@
+"""`supervise doctor`: everything a job needs, tried for real on this host, with the fix.
+
+The trials themselves are in `doctor_kernel` (namespaces, mounts) and `doctor_limits` (cgroups);
+how they are contained is told in `doctor_trial`.  `name_clash` is the one check that every
+command makes at its start.
+
+May import: `errors`, `model`, `linux`, `cgroup`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from attrs import asdict
+
+from supervisor.errors import SupervisorError
+from supervisor.front import doctor_kernel, doctor_limits, lines
+from supervisor.front.doctor_trial import Check
+
+LONGEST = 10.0
+"""Seconds for the whole; what is left by then is not tried."""
+
+COLOURS = {"enforced": lines.GREEN, "accounted only": lines.YELLOW, "unavailable": lines.RED}
+
+FOREIGN = "supervisord.py"
+"""A file of the PyPI distribution *supervisor* that ours does not have."""
+
+
+def name_clash(package: Path | None = None) -> str | None:
+    """What is wrong when the PyPI distribution *supervisor* was installed over this one.
+
+    Both have the import package `supervisor`, and pip overwrites without a word.  One stat and
+    one attribute: cheap enough for every start.
+    """
+    ours = sys.modules["supervisor"]
+    where = package or Path(str(ours.__file__)).parent
+    if isinstance(getattr(ours, "__version__", None), str) and not (where / FOREIGN).exists():
+        return None
+    return (
+        f"{where} holds files of another distribution named supervisor (supervisord) too, and "
+        "neither can be trusted (give supervise-batch a virtual environment of its own: python3 "
+        "-m venv .venv && .venv/bin/pip install supervise-batch)"
+    )
+
+
+def doctor(*, as_json: bool, colour: bool, say: Callable[[str], object]) -> int:
+    """Try everything, print the table (or a JSON array) by `say`; the exit status.
+
+    0 when all that a default job needs is enforced, else 1.
+    """
+    checks = run()
+    if as_json:
+        say(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        say("\n".join(table(checks, colour)))
+    return 0 if healthy(checks) else 1
+
+
+def healthy(checks: Sequence[Check]) -> bool:
+    """Whether a default job would be contained and limited as promised."""
+    return all(check.verdict == "enforced" for check in checks if check.needed)
+
+
+def run() -> list[Check]:
+    """Every check, one after the other, within LONGEST seconds.
+
+    Ctrl-C and SIGTERM end it early, as KeyboardInterrupt and SystemExit; nothing stays behind.
+    """
+    deadline = time.monotonic() + LONGEST
+    with _terminable():
+        found = [name_check()]
+        found += _each(doctor_kernel.checks(), deadline)
+        return found + _limits(deadline)
+
+
+def _each(trials: Sequence[Callable[[], Check]], deadline: float) -> Iterator[Check]:
+    for done, trial in enumerate(trials):
+        if time.monotonic() > deadline:
+            left = f"{len(trials) - done} checks were not made: {LONGEST:g}s were over"
+            yield Check("the rest", "unavailable", left, "again on an idle host", True)
+            return
+        yield trial()
+
+
+def _limits(deadline: float) -> list[Check]:
+    from supervisor.cgroup.detect import detect
+
+    try:
+        manager = detect(f"doctor-{os.getpid()}")
+    except (SupervisorError, OSError) as error:
+        hint = error.hint if isinstance(error, SupervisorError) else ""
+        return [Check("control groups", "unavailable", str(error), hint, True)]
+    try:
+        told = Check("control groups", "enforced", "; ".join(manager.describe()), "", True)
+        return [told, *_each(doctor_limits.checks(manager), deadline)]
+    finally:
+        manager.close()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds the stack, so that every `finally` on it runs."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def name_check() -> Check:
+    """Whether a distribution named `supervisor` is installed here, and has overwritten us."""
+    clash = name_clash()
+    fix = "python3 -m venv .venv && .venv/bin/pip install supervise-batch"
+    if clash is not None:
+        return Check("import package", "unavailable", clash, fix, True)
+    place = _foreign_distribution()
+    if place:
+        detail = f"{place}: supervisord is installed too; whichever comes first on the path wins"
+        return Check("import package", "accounted only", detail, fix)
+    return Check("import package", "enforced", "`supervisor` is supervise-batch's own")
+
+
+def _foreign_distribution() -> str:
+    """Where the PyPI distribution *supervisor* is installed; empty when it is not."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        return str(distribution("supervisor").locate_file(""))
+    except PackageNotFoundError:
+        return ""
+
+
+def table(checks: Sequence[Check], colour: bool) -> list[str]:
+    """A line for each check, its fix on a line below, and what it all comes to."""
+    wide = max(len(check.name) for check in checks)
+    shown = []
+    for check in checks:
+        verdict = lines.paint(check.verdict.ljust(14), COLOURS[check.verdict], colour)
+        shown.append(f"{check.name.ljust(wide)}  {verdict}  {lines.clean(check.detail)}")
+        if check.fix and check.verdict != "enforced":
+            shown.append(f"{'':{wide}}  {'':14}  fix: {lines.clean(check.fix)}")
+    bad = [check.name for check in checks if check.needed and check.verdict != "enforced"]
+    end = f"a default job lacks: {', '.join(bad)}" if bad else "a default job has all it needs"
+    return [*shown, "", end]

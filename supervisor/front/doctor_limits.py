@@ -1,0 +1,314 @@
+"""What the doctor tries of limits: each is exceeded for real in a cgroup made for it.
+
+The load runs in a trial's process (`doctor_trial`), which joins the cgroup first; the cgroup is
+removed whatever happens.  May import: `errors`, `model`, `linux`, `cgroup`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EAGAIN
+from pathlib import Path
+from typing import Any
+
+from supervisor.cgroup.api import CgroupManager, JobCgroup
+from supervisor.errors import LimitError, SupervisorError
+from supervisor.front.doctor_trial import Check, Outcome, Verdict, attempt
+from supervisor.linux import syscalls
+from supervisor.model.limits import IoLimit, Limits
+
+MIB = 1 << 20
+MEMORY, LOAD = 16 * MIB, 64 * MIB
+PIDS, FORKS = 4, 8
+CPUS, BURN = 0.2, 0.5
+IO_RATE, IO_SIZE = 4 * MIB, 2 * MIB
+IO_PATH = "/var/tmp"
+"""Where the file (unnamed, O_TMPFILE) is written: what outlives a reboot is no tmpfs."""
+
+Trial = Callable[[JobCgroup], tuple[Verdict, str]]
+
+
+def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
+    """One check for each kind of limit, and those of whole-tree control."""
+
+    def of(name: str, limits: Limits, trial: Trial, needed: bool = False) -> Callable[[], Check]:
+        return lambda: _check(manager, name, limits, trial, needed)
+
+    cpu = str(min(os.sched_getaffinity(0)))
+    return [
+        of("memory limit", Limits(memory=MEMORY), _memory, True),
+        of("swap limit", Limits(memory=MEMORY, swap=0), _swap),
+        of("pids limit", Limits(pids=PIDS), _pids, True),
+        of("cpus limit", Limits(cpus=CPUS), _cpus, True),
+        of("cpu_weight", Limits(cpu_weight=50), _read_back),
+        of("cpuset", Limits(cpuset=cpu), _cpuset),
+        of("io limit", Limits(io=(IoLimit(IO_PATH, write_bps=IO_RATE),)), _io),
+        of("whole-tree kill", Limits(), _kill, True),
+        of("freeze and thaw", Limits(), _freeze),
+        of("clone into the cgroup", Limits(), _clone_into),
+    ]
+
+
+def _check(manager: CgroupManager, name: str, limits: Limits, trial: Trial, needed: bool) -> Check:
+    missing = manager.missing(limits)
+    if missing:
+        why = "; ".join(item.why for item in missing)
+        fix = "; ".join(dict.fromkeys(item.fix for item in missing))
+        return Check(name, "unavailable", why, fix, needed)
+    try:
+        with _cgroup(manager, name.replace(" ", "-")) as group:
+            group.apply(limits)
+            verdict, detail = trial(group)
+    except (SupervisorError, OSError) as error:
+        hint = error.hint if isinstance(error, LimitError) else ""
+        return Check(name, "unavailable", str(error), hint, needed)
+    return Check(
+        name, verdict, detail, FIXES.get(name, "") if verdict != "enforced" else "", needed
+    )
+
+
+FIXES = {
+    "io limit": "keep the job's data on a block device with an I/O controller of its own queue",
+    "clone into the cgroup": "not needed: a job joins its cgroup before its command is executed",
+    "swap limit": "not needed while the host has no swap; else boot with swapaccount=1",
+}
+
+
+@contextmanager
+def _cgroup(manager: CgroupManager, name: str) -> Iterator[JobCgroup]:
+    group = manager.create(f"{name}-{os.getpid()}")
+    try:
+        yield group
+    finally:
+        group.remove()
+
+
+def _inside(group: JobCgroup, work: Callable[[], Any], seconds: float = 2.0) -> Outcome:
+    """Run `work` in a process of the cgroup."""
+
+    def joined() -> Any:
+        files = [*group.entry.payload_files]
+        if group.entry.payload_dir is not None:
+            files.append(f"{group.entry.payload_dir}/cgroup.procs")
+        for path in files:
+            Path(path).write_text("0")
+        return work()
+
+    return attempt(joined, seconds)
+
+
+def _failed(outcome: Outcome) -> tuple[Verdict, str]:
+    return "unavailable", f"the trial did not get through: {outcome.failure}"
+
+
+def _memory(group: JobCgroup) -> tuple[Verdict, str]:
+    outcome = _inside(group, lambda: _touch(LOAD))
+    kills = group.counters().oom_kills
+    if outcome.signal == signal.SIGKILL and kills:
+        return "enforced", f"{LOAD // MIB} MiB under {MEMORY // MIB} MiB: killed, and counted"
+    if outcome.failure:
+        return _failed(outcome)
+    return "accounted only", f"{LOAD // MIB} MiB fitted into {MEMORY // MIB} MiB"
+
+
+def _touch(size: int) -> None:
+    """Allocate: every page is written once."""
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        for offset in range(0, size, mmap.PAGESIZE):
+            memory[offset] = 1
+
+
+def _swap(group: JobCgroup) -> tuple[Verdict, str]:
+    """Without swap of its own the load has nowhere to go but over the limit."""
+    if len(Path("/proc/swaps").read_text().splitlines()) < 2:
+        return "accounted only", "written and read back; this host has no swap to try it with"
+    return _memory(group)
+
+
+def _pids(group: JobCgroup) -> tuple[Verdict, str]:
+    outcome = _inside(group, _fork_on)
+    refused = group.counters().refused
+    if outcome.value is not None and refused:
+        return "enforced", f"fork {outcome.value} was refused under {PIDS} tasks, and counted"
+    if outcome.failure:
+        return _failed(outcome)
+    return "accounted only", f"{FORKS} forks fitted into {PIDS} tasks"
+
+
+def _fork_on() -> int | None:
+    """Fork until it is refused, at most FORKS times; which one was.  Children live until then."""
+    for count in range(1, FORKS + 1):
+        try:
+            pid = os.fork()
+        except OSError as error:
+            if error.errno == EAGAIN:
+                return count
+            raise
+        if pid == 0:
+            signal.pause()
+    return None
+
+
+def _cpus(group: JobCgroup) -> tuple[Verdict, str]:
+    outcome = _inside(group, _burn)
+    if outcome.failure:
+        return _failed(outcome)
+    share = outcome.value
+    throttled = group.usage().throttled
+    told = f"a busy loop got {share:.2f} CPUs under {CPUS}"
+    if throttled:
+        return "enforced", f"{told}, throttled for {throttled:.2f}s"
+    # A loop that others kept from running proves nothing either way.
+    return ("accounted only", told) if share > 2 * CPUS else _failed(Outcome(failure=told))
+
+
+def _burn() -> float:
+    """Run for BURN seconds; the share of one CPU that was had."""
+    start, cpu = time.monotonic(), time.process_time()
+    while time.monotonic() - start < BURN:
+        pass
+    return (time.process_time() - cpu) / (time.monotonic() - start)
+
+
+def _read_back(_group: JobCgroup) -> tuple[Verdict, str]:
+    """`apply` has read it back: it raises for a value that the kernel did not take."""
+    return "enforced", "written and read back"
+
+
+def _cpuset(group: JobCgroup) -> tuple[Verdict, str]:
+    outcome = _inside(group, lambda: sorted(os.sched_getaffinity(0)))
+    if outcome.failure:
+        return _failed(outcome)
+    if outcome.value == [min(os.sched_getaffinity(0))]:
+        return "enforced", f"a process saw CPU {outcome.value[0]} only"
+    return "accounted only", f"a process saw the CPUs {outcome.value}"
+
+
+def _io(group: JobCgroup) -> tuple[Verdict, str]:
+    free = attempt(_write)
+    slow = _inside(group, _write)
+    if free.failure or slow.failure:
+        return _failed(free if free.failure else slow)
+    told = (
+        f"{IO_SIZE // MIB} MiB (O_DIRECT) took {slow.value:.2f}s at {IO_RATE // MIB} MiB/s, "
+        f"{free.value:.2f}s without a limit"
+    )
+    # The kernel lets a slice's worth pass at first: half of the time is proof enough.
+    if slow.value > max(0.5 * IO_SIZE / IO_RATE, 2 * free.value):
+        return "enforced", told
+    return "accounted only", told
+
+
+def _write() -> float:
+    """Write past the page cache, which v1 does not throttle; the seconds it took."""
+    flags = os.O_TMPFILE | os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
+    fd = os.open(IO_PATH, flags, 0o600)
+    # An anonymous mapping starts at a page, which O_DIRECT asks of a buffer (open(2)).
+    with mmap.mmap(-1, IO_SIZE // 16) as buffer:
+        start = time.monotonic()
+        for _ in range(16):
+            os.write(fd, buffer)
+        return time.monotonic() - start
+
+
+def _kill(group: JobCgroup) -> tuple[Verdict, str]:
+    """A process that has left its session and ignores what can be ignored dies all the same."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+
+    def ask() -> None:
+        """From a process outside: kill, as soon as the one inside is ready (or is gone)."""
+        os.close(writer)
+        os.read(reader, 1)
+        group.kill()
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ask()
+        finally:
+            os._exit(0)
+    try:
+        outcome = _inside(group, lambda: _stubborn(writer))
+    finally:
+        os.close(reader)
+        os.close(writer)
+        os.waitpid(pid, 0)
+    if outcome.signal == signal.SIGKILL and not outcome.timed_out and not group.populated():
+        return "enforced", f"by {_kill_means(group)}"
+    return _failed(outcome)
+
+
+def _kill_means(group: JobCgroup) -> str:
+    directory = group.entry.payload_dir
+    if directory is not None and Path(directory, "cgroup.kill").exists():
+        return "cgroup.kill"
+    return "freezing, killing and thawing all of its processes"
+
+
+def _stubborn(writer: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.write(writer, b".")
+    while True:
+        signal.pause()
+
+
+def _freeze(group: JobCgroup) -> tuple[Verdict, str]:
+    """A process that writes without end falls silent, and goes on."""
+    outcome = attempt(lambda: _frozen(group))
+    if outcome.failure:
+        return _failed(outcome)
+    return "enforced", "a busy process stood still, and went on"
+
+
+def _frozen(group: JobCgroup) -> None:
+    """Runs outside of the cgroup, with the busy process in it as a child of this trial's."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    if os.fork() == 0:
+        os.close(reader)
+        _inside(group, lambda: _chatter(writer))
+        os._exit(0)
+    os.close(writer)
+    os.read(reader, 1)
+    group.freeze()
+    while select.select([reader], [], [], 0.1)[0]:
+        os.read(reader, 65536)
+    group.thaw()
+    if not select.select([reader], [], [], 1.0)[0]:
+        raise SupervisorError("it did not go on after the thaw")
+
+
+def _chatter(writer: int) -> None:
+    while True:
+        os.write(writer, b".")
+        select.select([], [], [], 0.01)
+
+
+def _clone_into(group: JobCgroup) -> tuple[Verdict, str]:
+    """clone3(2) with CLONE_INTO_CGROUP: no instruction of the child runs outside."""
+    directory = group.entry.payload_dir
+    if directory is None:
+        return "unavailable", "there is no unified hierarchy"
+    outcome = attempt(lambda: _cloned_into(directory))
+    if outcome.failure:
+        return "unavailable", outcome.failure
+    return "enforced", f"a child began its life in {directory}"
+
+
+def _cloned_into(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    pid, _ = syscalls.clone(0, exit_signal=signal.SIGCHLD, cgroup_fd=fd)
+    if pid == 0:
+        os._exit(0 if _in_cgroup(directory) else 1)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise SupervisorError(f"the child was not in {directory}")
+
+
+def _in_cgroup(directory: str) -> bool:
+    return str(os.getpid()) in Path(directory, "cgroup.procs").read_text().split()

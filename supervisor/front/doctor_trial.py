@@ -1,0 +1,144 @@
+"""Trials: something tried for real in a child process that is thrown away afterwards.
+
+    doctor ── fork ──► the child: runs one function, tells its outcome through a pipe, _exit
+       ▲                  │
+       └── reads until end-of-file or the deadline, then kills what is left and waits for it
+
+The child leads a process group and dies with its parent (PR_SET_PDEATHSIG), whatever it mounts
+it mounts in namespaces of its own: nothing can be left behind, also not by a kill.  Forking is
+safe here: the doctor has one thread.
+
+May import: `errors`, `linux`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from attrs import frozen
+
+from supervisor.errors import SupervisorError
+from supervisor.linux import constants as c
+from supervisor.linux import syscalls
+
+LONGEST = 2.0
+"""Seconds that a trial may take."""
+
+Verdict = Literal["enforced", "accounted only", "unavailable"]
+
+
+@frozen
+class Check:
+    """One line of the doctor's table.  `needed`: a default job cannot do without it."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
+    needed: bool = False
+
+
+@frozen
+class Outcome:
+    """What became of a trial: what its function returned, or why it did not.
+
+    `signal` is what ended the child, None when it ended by itself.
+    """
+
+    value: Any = None
+    failure: str = ""
+    signal: int | None = None
+    timed_out: bool = False
+
+
+def attempt(work: Callable[[], Any], seconds: float = LONGEST) -> Outcome:
+    """Run `work` in a child of its own; what it returns must have a JSON form.
+
+    An OSError or SupervisorError of `work` becomes `failure`.  Nothing of the child is left when
+    this returns or raises.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _child(work, writer)
+    os.close(writer)
+    ended = False
+    try:
+        data, ended = _read(reader, time.monotonic() + seconds)
+    finally:
+        os.close(reader)
+        status = _reap(pid, kill=not ended)
+    return _outcome(data, status, timed_out=not ended)
+
+
+def _child(work: Callable[[], Any], writer: int) -> None:
+    """Never returns: the parent's clean-up handlers are none of the child's business."""
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        syscalls.prctl(c.PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.write(writer, json.dumps(_result(work)).encode() + b"\n")
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _result(work: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"value": work()}
+    except SupervisorError as error:
+        return {"failure": str(error)}
+    except OSError as error:
+        return {"failure": f"{error.filename or 'trial'}: {error.strerror}"}
+
+
+def _read(reader: int, deadline: float) -> tuple[bytes, bool]:
+    """What the child wrote, and whether it came to an end in time.
+
+    A line is the end too: processes it has left behind hold the pipe open.
+    """
+    data = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([reader], [], [], left)[0]:
+            break
+        piece = os.read(reader, 65536)
+        if not piece:
+            return data, True
+        data += piece
+        if data.endswith(b"\n"):
+            return data, True
+    return data, False
+
+
+def _reap(pid: int, *, kill: bool) -> int:
+    """Wait for the child, and leave none of its group; its wait status."""
+    if kill:
+        os.kill(pid, signal.SIGKILL)
+    # The zombie keeps the group's number from being given to somebody else.
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # nobody else was in it; or it was killed before it led one
+    return os.waitpid(pid, 0)[1]
+
+
+def _outcome(data: bytes, status: int, *, timed_out: bool) -> Outcome:
+    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    if timed_out:
+        return Outcome(failure="took too long and was given up", signal=killed, timed_out=True)
+    if killed is not None:
+        return Outcome(failure=f"ended by {signal.Signals(killed).name}", signal=killed)
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return Outcome(failure=f"broke off with exit code {os.WEXITSTATUS(status)}")
+    return Outcome(value=found.get("value"), failure=found.get("failure", ""))
