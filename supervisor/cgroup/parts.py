@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from supervisor.cgroup import files
 from supervisor.cgroup.api import Notification, Reading
@@ -49,7 +49,9 @@ class MemoryPart(Protocol):
     def frozen(self) -> None:
         """The payload has been frozen: at the trip wire this is what holds it."""
 
-    def thawed(self) -> None: ...
+    def release(self) -> bool:
+        """Note that the payload is thawed, or is to be; whether it was held by the freeze."""
+
     def counts(self) -> MemoryCounts: ...
     def usage(self) -> tuple[int, int | None]:
         """Bytes now, and at most so far."""
@@ -142,7 +144,7 @@ def by_device(limits: Iterable[IoLimit]) -> dict[str, IoLimit]:
         device = block_device(limit.path)
         present = found.setdefault(device, limit)
         lower = {name: min(value, getattr(present, name) or value) for name, value in rates(limit)}
-        found[device] = evolve(present, **lower)
+        found[device] = IoLimit(limit.path, **{**dict(rates(present)), **lower})
     return found
 
 

@@ -97,8 +97,8 @@ class Memory:
     def frozen(self) -> None:
         """Nothing to note: on v1 the kernel itself holds tasks at the limit."""
 
-    def thawed(self) -> None:
-        """Nothing to note."""
+    def release(self) -> bool:
+        return False
 
     def counts(self) -> MemoryCounts:
         control = files.table(self._oom)

@@ -80,7 +80,7 @@ class Memory:
         return reading
 
     def change_memory(self, to: int) -> int:
-        """The new limit; a held job's wire moves with it, and whoever froze it thaws it."""
+        """The new limit; the wire of `hold` moves with it."""
         self._write("memory", self._limit, to)
         if self._armed:
             self.hold(True)
@@ -101,8 +101,9 @@ class Memory:
         if self._armed and files.table(self._own).get("high", 0) > self._crossed:
             self._held = True
 
-    def thawed(self) -> None:
-        self._held = False
+    def release(self) -> bool:
+        held, self._held = self._held, False
+        return held
 
     def counts(self) -> MemoryCounts:
         own = files.table(self._own)
