@@ -1,0 +1,119 @@
+"""The checks that need the whole configuration: names that must exist, cycles, capacity.
+
+May import: `model`, `front.problems`, `front.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from supervisor.front.problems import Problems, found, unknown
+from supervisor.front.settings import Capacity, SupervisorSettings, plugin_name
+from supervisor.front.toml_lines import Path
+from supervisor.front.units import size_text
+from supervisor.model.job import JobSpec, PolicyName
+
+
+def check_all(
+    jobs: Sequence[JobSpec],
+    settings: SupervisorSettings,
+    policies: Iterable[str],
+    tables: Collection[str],
+    problems: Problems,
+) -> None:
+    """Every check between jobs, settings and policies; `tables` are the names under [jobs]."""
+    plugins = [plugin_name(plugin) for plugin in settings.plugins]
+    for index, name in enumerate(plugins):
+        if name in plugins[:index]:
+            problems.add(("supervisor", "plugins", index), f'the policy "{name}" is there twice')
+    for name in policies:
+        if name not in plugins:
+            problems.add(("policies", name), _unlisted(name, plugins))
+    origins = {job.name: _origin(job, tables) for job in jobs}
+    for job in jobs:
+        _check_hooks(job, plugins, origins[job.name], problems)
+        _check_capacity(job, settings.capacity, origins[job.name], problems)
+    if _check_after(jobs, origins, problems):
+        _check_cycle(jobs, origins, problems)
+
+
+def _origin(job: JobSpec, tables: Collection[str]) -> Path:
+    return ("jobs", job.name if job.name in tables else job.group)
+
+
+def _unlisted(name: str, plugins: Sequence[str]) -> str:
+    if not plugins:
+        return f"{found(name)} is not in use: there are no plugins; name it among them"
+    return f"{found(name)} is not among the plugins; {unknown(name, plugins)}"
+
+
+def _check_hooks(job: JobSpec, plugins: Sequence[str], origin: Path, problems: Problems) -> None:
+    for hook, action in job.hooks.items():
+        if isinstance(action, PolicyName) and action.name not in plugins:
+            problems.add((*origin, hook), _unlisted(action.name, plugins))
+
+
+def _check_capacity(job: JobSpec, capacity: Capacity, origin: Path, problems: Problems) -> None:
+    """A job that needs more than there ever is would wait for ever."""
+    memory, cpus = job.limits.memory, job.limits.cpus
+    never = "; it could never start"
+    if capacity.memory is not None and memory is not None and memory > capacity.memory:
+        shown = f"{size_text(memory)} is more than capacity.memory, {size_text(capacity.memory)}"
+        problems.add((*origin, "limits", "memory"), shown + never)
+    if capacity.cpus is not None and cpus is not None and cpus > capacity.cpus:
+        shown = f"{cpus:g} is more than capacity.cpus, {capacity.cpus:g}"
+        problems.add((*origin, "limits", "cpus"), shown + never)
+
+
+def _check_after(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems: Problems) -> bool:
+    """Whether every name in `after` is a job or a group of jobs."""
+    known = {name: None for job in jobs for name in (job.group, job.name)}
+    fine = True
+    for job in jobs:
+        for name in job.after:
+            if name not in known:
+                message = f"{found(name)} is no job; {unknown(name, known)}"
+                problems.add((*origins[job.name], "after"), message)
+                fine = False
+    return fine
+
+
+def _check_cycle(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems: Problems) -> None:
+    cycle = _find_cycle(_edges(jobs))
+    if cycle:
+        first = next(job for job in jobs if cycle[0] in (job.name, job.group))
+        message = "these wait for each other: " + " -> ".join(cycle)
+        problems.add((*origins[first.name], "after"), message)
+
+
+def _edges(jobs: Sequence[JobSpec]) -> dict[str, list[str]]:
+    """Who waits for whom.  A group waits for its members, so that no edge is multiplied."""
+    edges: dict[str, list[str]] = {job.name: list(job.after) for job in jobs}
+    for job in jobs:
+        if job.group != job.name:
+            edges.setdefault(job.group, []).append(job.name)
+    return edges
+
+
+def _find_cycle(edges: Mapping[str, list[str]]) -> list[str]:
+    """One way from a node back to it, or nothing.  Without recursion: chains may be long."""
+    done: set[str] = set()
+    for start in edges:
+        way, todo = [start], [iter(edges[start])]
+        on_way = {start}
+        if start in done:
+            continue
+        while todo:
+            after = next(todo[-1], None)
+            if after is None:
+                todo.pop()
+                leaving = way.pop()
+                on_way.discard(leaving)
+                done.add(leaving)
+            elif after in on_way:
+                return [*way[way.index(after) :], after]
+            elif after not in done:
+                way.append(after)
+                on_way.add(after)
+                todo.append(iter(edges[after]))
+    return []

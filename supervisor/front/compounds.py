@@ -1,0 +1,123 @@
+"""Values made of several: mounts, tmpfs, I/O throttles, the user namespace.
+
+May import: `errors`, `model`, `front.kinds` and what that imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from supervisor.front import kinds
+from supervisor.front.kinds import Context, Parser, must
+from supervisor.front.problems import Wrong, collect, found, unknown
+from supervisor.front.toml_lines import Path
+from supervisor.model.job import Mount, Tmpfs, UserNamespace
+from supervisor.model.limits import IoLimit
+
+LARGEST_ID = 2**32 - 2
+MOST_IOPS = 2**32 - 1
+PROTECTED = ("/", "/proc")
+"""Where nothing of a job's own is mounted: its root is set up first, its /proc last."""
+
+_IO_RATES: dict[str, Parser] = {
+    "read_bps": kinds.size(1),
+    "write_bps": kinds.size(1),
+    "read_iops": kinds.integer(1, MOST_IOPS),
+    "write_iops": kinds.integer(1, MOST_IOPS),
+}
+
+
+def table(
+    value: Any, parsers: Mapping[str, Parser], context: Context, required: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A table whose keys are those of `parsers`; all its problems at once."""
+    if not isinstance(value, dict):
+        raise must("a table", value)
+    problems: list[tuple[Path, str]] = []
+    results = {}
+    for key, item in value.items():
+        if key not in parsers:
+            problems.append(((key,), f"unknown key; {unknown(key, parsers)}"))
+            continue
+        try:
+            results[key] = parsers[key](item, context)
+        except Wrong as wrong:
+            problems += [((key, *at), message) for at, message in wrong.problems]
+    problems += [((), f'lacks "{key}"') for key in required if key not in value]
+    collect(problems)
+    return results
+
+
+def _target(value: Any, context: Context) -> str:
+    path = kinds.job_path(value, context)
+    if path in PROTECTED or path.startswith("/proc/"):
+        raise Wrong(f'{found(path)} cannot be mounted over: "/" and "/proc" are the job\'s own')
+    return path
+
+
+def mount(value: Any, context: Context) -> Mount:
+    """A bind mount: a table, or "SOURCE:TARGET[:ro]" as on the command line."""
+    if isinstance(value, str):
+        return _short_mount(value, context)
+    parsers = {"source": kinds.host_path, "target": _target, "read_only": kinds.boolean}
+    return Mount(**table(value, parsers, context, ("source", "target")))
+
+
+def _short_mount(text: str, context: Context) -> Mount:
+    parts = text.split(":")
+    if not 2 <= len(parts) <= 3 or parts[2:] not in ([], ["ro"], ["rw"]):
+        raise must('"SOURCE:TARGET", "SOURCE:TARGET:ro" or a table', text)
+    source, target = kinds.host_path(parts[0], context), _target(parts[1], context)
+    return Mount(source, target, read_only=parts[2:] == ["ro"])
+
+
+def tmpfs(value: Any, context: Context) -> Tmpfs:
+    """ "TARGET" or "TARGET:size=SIZE"."""
+    target, colon, option = kinds.string(value, context).partition(":")
+    if not colon:
+        return Tmpfs(_target(target, context))
+    if not option.startswith("size="):
+        raise must('"/PATH" or "/PATH:size=64M"', value)
+    size = kinds.size(kinds.PAGE)(option.removeprefix("size="), context)
+    return Tmpfs(_target(target, context), size)
+
+
+def io_limit(value: Any, context: Context) -> IoLimit:
+    """A throttle on the device that holds `path`; at least one rate."""
+    parsers = {"path": kinds.host_path, **_IO_RATES}
+    limit = IoLimit(**table(value, parsers, context, ("path",)))
+    if len(value) < 2:
+        raise Wrong("limits nothing; add " + ", ".join(_IO_RATES))
+    return limit
+
+
+def io_from_flag(text: str) -> dict[str, Any]:
+    """ "PATH:read_bps=50M,write_iops=500" as the table it stands for."""
+    path, _, rates = text.rpartition(":")
+    if not path:
+        return {"path": text}
+    pairs = (pair.partition("=") for pair in rates.split(",") if pair)
+    return {"path": path, **{key: kinds.scalar(value) for key, _, value in pairs}}
+
+
+def user_namespace(value: Any, context: Context) -> UserNamespace:
+    """ "host", "self", or { host_id, size }."""
+    if value == "host" or value == "self":
+        return UserNamespace(value)
+    if not isinstance(value, dict):
+        raise must('"host", "self" or { host_id = 100000, size = 65536 }', value)
+    parsers = {
+        "host_id": kinds.integer(0, LARGEST_ID),
+        "size": kinds.integer(1, LARGEST_ID + 1),
+    }
+    ids = table(value, parsers, context, ("host_id", "size"))
+    if ids["host_id"] + ids["size"] - 1 > LARGEST_ID:
+        raise Wrong(f"reaches beyond the largest user number, {LARGEST_ID}")
+    return UserNamespace("map", **ids)
+
+
+def user_namespace_from_flag(text: str) -> Any:
+    """ "host", "self" or "HOST_ID:SIZE"."""
+    first, colon, second = text.partition(":")
+    return {"host_id": kinds.scalar(first), "size": kinds.scalar(second)} if colon else text

@@ -1,0 +1,283 @@
+"""The one table of settings.  It feeds the parser, `run`'s flags, and docs/config.md.
+
+May import: `errors`, `model`, `front.kinds`, `front.compounds`, `front.actions`.  A setting is
+added here and nowhere else, plus a field of the class that holds it (`model.job.JobSpec` or
+`front.settings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from attrs import define, field
+
+from supervisor.front import actions, compounds, kinds
+from supervisor.front.kinds import Kind
+from supervisor.model.job import HOOKS
+from supervisor.model.record import Reason
+
+Key = tuple[str, ...]
+
+BYTES = 'size: `"512M"`, `"1.5G"` (K M G T, base 1024), or bytes'
+TIME = 'duration: `"500ms"`, `"10s"`, `"1h30m"`, or seconds'
+NO_LIMIT = '; `"max"`: none'
+
+SHARE = Kind(BYTES + ", or a share of the host's as `\"50%\"`" + NO_LIMIT,
+             kinds.size(kinds.PAGE, share=True, unbounded=True), "SIZE", kinds.scalar)  # fmt: skip
+SWAP = Kind(BYTES + NO_LIMIT, kinds.size(unbounded=True), "SIZE", kinds.scalar)
+DURATION = Kind(TIME, kinds.duration(), "TIME", kinds.scalar)
+DEADLINE = Kind(TIME + NO_LIMIT, kinds.duration(0.001, unbounded=True), "TIME", kinds.scalar)
+OFFSET = Kind(TIME + '; may be negative: `"-1h"`', kinds.duration(-float("inf")), "TIME",
+              kinds.scalar)  # fmt: skip
+BOOLEAN = Kind("true or false", kinds.boolean, "")
+NAME = Kind('name: letters, digits, "_", "-", "."', kinds.name, "NAME")
+HOST_PATH = Kind("path; a relative one starts at the file's directory", kinds.host_path, "PATH")
+JOB_PATH = Kind("absolute path inside the job", kinds.job_path, "PATH")
+STRING = Kind("string", kinds.string, "K=V", many=True)
+
+
+def _words(*words: str, later: tuple[str, ...] = ()) -> Kind:
+    what = " or ".join(f'`"{word}"`' for word in words)
+    return Kind(what, kinds.one_of(*words, later=later), "|".join(words))
+
+
+def _whole(low: int, high: int, *, unbounded: bool = False) -> Kind:
+    what = f"integer, {low} to {high}" + (NO_LIMIT if unbounded else "")
+    return Kind(what, kinds.integer(low, high, unbounded=unbounded), "N", kinds.scalar)
+
+
+def _cpus() -> Kind:
+    parse = kinds.number(actions.FEWEST_CPUS, actions.MOST_CPUS, unbounded=True)
+    return Kind(f"number, from {actions.FEWEST_CPUS:g}" + NO_LIMIT, parse, "N", kinds.scalar)
+
+
+@define(frozen=True, slots=False)
+class Setting:
+    """One setting: where it is written, what it may be, and what it is for.
+
+    `key` is dotted; a last part `*` stands for keys of the user's own.  `default` and `example`
+    are TOML (the example must parse: a test reads each).  `flag`: its name on `run`'s command
+    line without the dashes, empty for none.  `matrix`: placeholders are filled in.
+    """
+
+    key: str
+    kind: Kind
+    help: str
+    default: str = ""
+    example: str = ""
+    flag: str = ""
+    matrix: bool = False
+
+    @cached_property
+    def path(self) -> Key:
+        return tuple(self.key.split("."))
+
+
+@define(frozen=True, slots=False)
+class Table:
+    """The settings of one kind of table, looked up by their path.
+
+    `later`: keys that other versions know, refused with their own message.
+    """
+
+    settings: tuple[Setting, ...]
+    later: frozenset[str] = field(default=frozenset())
+
+    @cached_property
+    def leaves(self) -> Mapping[Key, Setting]:
+        return {setting.path: setting for setting in self.settings}
+
+    @cached_property
+    def sections(self) -> frozenset[Key]:
+        return frozenset(path[:end] for path in self.leaves for end in range(1, len(path)))
+
+    def find(self, path: Key) -> Setting | None:
+        """The setting at `path`, an open one ("environment.*") included."""
+        return self.leaves.get(path) or self.leaves.get((*path[:-1], "*"))
+
+    def names(self, section: Key) -> tuple[str, ...]:
+        """The keys that may stand directly in `section`, in the table's order."""
+        depth = len(section)
+        inside = [path[depth] for path in self.leaves if path[:depth] == section]
+        return tuple(dict.fromkeys(inside))
+
+
+SUPERVISOR = Table((
+    Setting("name", NAME, "The instance: names its state, its cgroup and its socket.",
+            "the file's stem", '"nightly"'),
+    Setting("state_dir", HOST_PATH, "Where records, logs and the event log are kept.",
+            "`/var/lib/supervise`; without root `$XDG_STATE_HOME/supervise`",
+            '"/var/lib/supervise"'),
+    Setting("runtime_dir", HOST_PATH, "Where the lock and the socket are, gone after a reboot.",
+            "`/run/supervise`; without root `$XDG_RUNTIME_DIR/supervise`, or `run` in "
+            "`state_dir`", '"/run/supervise"'),
+    Setting("plugins", Kind("array of bundled or installed names, or paths of .py files",
+                            kinds.array(kinds.plugin, "an array of policies"), "NAME|PATH"),
+            "Policies, asked in this order; the first verdict decides.", "[]",
+            '["grow-memory", "./policies/mine.py"]'),
+    Setting("on_missing", _words("refuse", "warn"),
+            "What to do with a job that has a limit this host cannot enforce.", '"refuse"',
+            '"warn"'),
+    Setting("cgroup_parent", Kind("absolute path of a cgroup", kinds.cgroup_path, "PATH"),
+            "Make the jobs' cgroups below this (delegated) cgroup.",
+            "the cgroup `supervise` runs in", '"/batch.slice"'),
+    Setting("capacity.memory", SHARE,
+            "Jobs wait while the sum of the running ones' memory limits would exceed this.",
+            "none", '"80%"'),
+    Setting("capacity.cpus", _cpus(), "The same for the sum of `limits.cpus`.", "none", "4"),
+    Setting("capacity.jobs", _whole(1, 1000000, unbounded=True), "How many jobs run at once.",
+            "none", "16"),
+))  # fmt: skip
+
+_ACTION = "`{ action = … }` (see Actions) or a policy's name"
+_HOOK_HELP = {
+    "on_start": "When the job's command runs.",
+    "on_memory_limit": "When its memory limit is reached; its tasks may be held meanwhile.",
+    "on_oom_kill": "When the kernel has killed one of its processes for want of memory.",
+    "on_pids_limit": "When fork was refused.",
+    "on_timeout": "When `timeout` or `cpu_time` is over.",
+    "on_exit": "When its run has ended.",
+    "on_tick": "From time to time while it runs.",
+}
+_HOOK_EXAMPLE = {
+    "on_start": '{ action = "notify", message = "it runs" }',
+    "on_memory_limit": '{ action = "raise", to = "1G" }',
+    "on_oom_kill": '{ action = "retry", limits = { memory = "2G" }, after = "10s" }',
+    "on_pids_limit": '{ action = "kill", why = "a fork bomb" }',
+    "on_timeout": '{ action = "signal", signal = "HUP" }',
+    "on_exit": '{ action = "ignore" }',
+    "on_tick": '{ action = "ignore" }',
+}
+
+
+def _hook_settings() -> tuple[Setting, ...]:
+    return tuple(
+        Setting(
+            hook,
+            Kind(_ACTION, actions.hook(hook), "ACTION[:ARG]", actions.hook_from_flag),
+            _HOOK_HELP[hook],
+            "the plugins are asked",
+            _HOOK_EXAMPLE[hook],
+            flag=hook.replace("_", "-"),
+        )
+        for hook in HOOKS
+    )
+
+
+def _reason(value: object, _context: kinds.Context) -> str:
+    return kinds.word(value, tuple(str(reason) for reason in Reason))
+
+
+def _matrix_value(value: object, _context: kinds.Context) -> tuple[str, ...]:
+    from supervisor.front.matrix import values
+
+    return values(value)
+
+
+LIMITS = (
+    Setting("limits.memory", SHARE, "RAM, tmpfs pages and page cache included.", "none",
+            '"256M"', "memory"),
+    Setting("limits.swap", SWAP, "Swap beside the memory; needs `limits.memory`.", "none", "0",
+            "swap"),
+    Setting("limits.swappiness", _whole(0, 100), "How readily it is swapped out; cgroup v1 only.",
+            "the host's", "10", "swappiness"),
+    Setting("limits.pids", _whole(1, actions.MOST_PIDS, unbounded=True),
+            "Tasks at once, threads included.", "none", "64", "pids"),
+    Setting("limits.cpus", _cpus(), "CPUs' worth of time.", "none", "1.5", "cpus"),
+    Setting("limits.cpu_weight", _whole(1, 10000), "Its share when the CPUs are busy; 100 is even.",
+            "100", "200", "cpu-weight"),
+    Setting("limits.cpuset", Kind('list of CPUs: `"0-2,4"`', kinds.cpuset, "LIST"),
+            "The CPUs it may run on.", "all", '"0-1"', "cpuset"),
+    Setting("limits.io", Kind("array of tables: `path` and any of `read_bps`, `write_bps` (sizes), "
+                              "`read_iops`, `write_iops` (integers)",
+                              kinds.array(compounds.io_limit, "an array of tables"),
+                              "PATH:KEY=RATE[,…]", compounds.io_from_flag, many=True),
+            "Throttles, a second, on the device that holds `path`. cgroup v1 throttles direct I/O "
+            "only.", "none", '[{ path = "/srv", read_bps = "50M", write_iops = 500 }]', "io"),
+    Setting("limits.open_files", _whole(3, 1073741816), "Open descriptors of each process.",
+            "the supervisor's own", "1024", "open-files"),
+)  # fmt: skip
+
+JOB = Table((
+    Setting("command", Kind("array of strings (an argv), or one string split like a shell's words "
+                            "without a shell", kinds.command, ""),
+            "What runs. This or `script`.", "", '["gzip", "-9", "/data/in.log"]', matrix=True),
+    Setting("script", Kind("string", kinds.script, ""),
+            "A shell script, run by `sh -eu`. This or `command`.", "", '"""\nsort in > out\n"""',
+            matrix=True),
+    Setting("root", Kind('`"host"`, or a directory: `"/srv/root"`, `"./root"`', kinds.root,
+                         "host|DIR"),
+            "The root file system the job sees.", '"host"', '"/srv/debian"', "root", True),
+    Setting("write", _words("read-only", "overlay"),
+            "Whether it may write to its root; an overlay takes the writes and is thrown away.",
+            '`"read-only"` for the host, else `"overlay"`', '"overlay"', "write"),
+    Setting("keep", BOOLEAN, "Keep the overlay's writes with the run's records.", "false",
+            "true", "keep"),
+    Setting("mounts", Kind("array of `{ source, target, read_only }` (read-only unless told "
+                           "otherwise), or of `\"SOURCE:TARGET\"` (read-write), "
+                           "`\"SOURCE:TARGET:ro\"`",
+                           kinds.array(compounds.mount, "an array of mounts"), "SRC:DST[:ro]",
+                           many=True),
+            "Host directories or files it sees.", "[]",
+            '[{ source = "/srv/data", target = "/data", read_only = false }]', "mount", True),
+    Setting("tmpfs", Kind('array of `"/PATH"` or `"/PATH:size=64M"`',
+                          kinds.array(compounds.tmpfs, "an array of tmpfs mounts"),
+                          "PATH[:size=SIZE]", many=True),
+            "Empty writable directories in memory; they count against `limits.memory`.", "[]",
+            '["/scratch:size=64M"]', "tmpfs"),
+    Setting("network", _words("none", "host", later=("bridge",)),
+            "None but its own loopback, or the host's.", '"none"', '"host"', "network"),
+    Setting("user", Kind('`"name"`, `"name:group"` or a number', kinds.account, "USER[:GROUP]"),
+            "Who it runs as.", "who runs `supervise`", '"nobody"', "user"),
+    Setting("group", Kind("name or number", kinds.account_group, "GROUP"),
+            "Its group.", "the user's own", '"nogroup"', "group"),
+    Setting("user_namespace", Kind('`"host"`, `"self"` or `{ host_id = 100000, size = 65536 }`',
+                                   compounds.user_namespace, "host|self|ID:SIZE",
+                                   compounds.user_namespace_from_flag),
+            "Its user numbers: the host's; only its own, as root; or a range of the host's.",
+            '"host"', "{ host_id = 100000, size = 65536 }", "user-namespace"),
+    Setting("time_offset", OFFSET,
+            "Shift CLOCK_MONOTONIC and CLOCK_BOOTTIME inside (its own time namespace).", "none",
+            '"1d"', "time-offset"),
+    Setting("hostname", Kind("host name", kinds.host_name, "NAME"), "The name it sees.",
+            "the job's name", '"worker"', "hostname"),
+    Setting("environment.*", STRING, "Variables it gets, beside PATH, HOME and the like.", "none",
+            '"C.UTF-8"', "env", True),
+    Setting("working_dir", JOB_PATH, "Where it starts.", '"/"', '"/data"', "working-dir", True),
+    *LIMITS,
+    Setting("timeout", DEADLINE, "Wall-clock time, then it is stopped as `timeout`.", "none",
+            '"10m"', "timeout"),
+    Setting("cpu_time", DEADLINE, "CPU time of its whole tree, then `cpu_timeout`.", "none",
+            '"5m"', "cpu-time"),
+    Setting("stop.signal", Kind("signal's name", kinds.signal_name, "SIGNAL", kinds.scalar),
+            "What asks its whole tree to end.", '"TERM"', '"INT"', "stop-signal"),
+    Setting("stop.grace", DURATION, "How long until SIGKILL.", '"10s"', '"3s"', "stop-grace"),
+    Setting("restart.when", _words("never", "on-failure", "on-oom", "always"),
+            "After which ends it is started again.", '"never"', '"on-failure"', "restart-when"),
+    Setting("restart.attempts", _whole(1, 1000000, unbounded=True), "How many further times.",
+            "3", "5", "restart-attempts"),
+    Setting("restart.backoff", DURATION, "The wait before the first, doubled each time.", '"1s"',
+            '"500ms"', "restart-backoff"),
+    Setting("restart.max_backoff", DURATION, "The longest wait.", '"1m"', '"10m"',
+            "restart-max-backoff"),
+    Setting("after", Kind("array of jobs' names; a matrix's own name means all its members",
+                          kinds.array(kinds.string, "an array of jobs' names"), "JOB"),
+            "Start when these have ended as they should.", "[]", '["fetch"]'),
+    Setting("matrix.*", Kind("array of strings or numbers", _matrix_value, ""),
+            "One job for each value (for each combination of several keys); `{key}` stands for it "
+            "in command, script, environment, working_dir, root and mounts, `{{key}}` for itself.",
+            "none", "[1, 6, 9]"),
+    Setting("priority", _whole(-1000000, 1000000), "The higher one starts first.", "0", "10"),
+    *_hook_settings(),
+    Setting("oom", _words("kill", "continue"),
+            "An OOM kill ends the whole job, or the survivors go on.", '"kill"', '"continue"',
+            "oom"),
+    Setting("expect", Kind("a reason: see verdicts.md", _reason, "REASON"),
+            "The reason that counts as ended well.", '"succeeded"', '"timeout"', "expect"),
+), frozenset({
+    "limits.disk", "limits.output", "schedule", "ports", "devices", "seccomp", "on_pressure",
+}))  # fmt: skip
+
+TOP = ("supervisor", "policies", "defaults", "jobs")
+TOP_LATER = frozenset({"images"})

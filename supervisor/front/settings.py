@@ -1,0 +1,61 @@
+"""What a configuration file becomes: the instance's settings and the jobs, frozen.
+
+May import: `model`, `front.toml_lines`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+from supervisor.front.toml_lines import Lines
+from supervisor.model.job import JobSpec
+
+
+@frozen
+class Capacity:
+    """What the running jobs may take together: bytes, CPUs, jobs; None for no bound."""
+
+    memory: int | None = None
+    cpus: float | None = None
+    jobs: int | None = None
+
+
+@frozen
+class SupervisorSettings:
+    """The instance.  `plugins` are names, or absolute paths of files, in the order of asking."""
+
+    name: str
+    state_dir: Path
+    runtime_dir: Path
+    plugins: tuple[str, ...] = ()
+    on_missing: Literal["refuse", "warn"] = "refuse"
+    capacity: Capacity = Capacity()
+    cgroup_parent: str | None = None
+
+
+@frozen
+class Config:
+    """One configuration, checked.
+
+    `policies` holds each policy's arguments as written, under the policy's name; `where` tells
+    the line of one, for whoever checks them.
+    """
+
+    filename: str
+    supervisor: SupervisorSettings
+    jobs: tuple[JobSpec, ...]
+    policies: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    lines: Lines = field(factory=lambda: Lines(""), eq=False, repr=False)
+
+    def where(self, *path: str | int) -> str:
+        """ "FILE:LINE" of a key, as in `where("policies", "grow-memory", "max")`."""
+        return f"{self.filename}:{self.lines.line(path)}"
+
+
+def plugin_name(plugin: str) -> str:
+    """The name a policy goes by in [policies.NAME] and in hooks: a file's is its stem."""
+    return Path(plugin).stem if "/" in plugin else plugin

@@ -1,0 +1,158 @@
+"""A configuration written back as TOML: merged, resolved, every matrix expanded.
+
+May import: `model`, the tables of `front`.  What `show` writes reads back as the same jobs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attrs import asdict, fields
+
+from supervisor.front.problems import is_bare
+from supervisor.front.settings import Config, SupervisorSettings
+from supervisor.front.units import duration_text, size_text
+from supervisor.model.job import InlineAction, JobSpec, Mount, PolicyName, Tmpfs, UserNamespace
+from supervisor.model.limits import IoLimit
+
+_SIZES = ("memory", "swap", "read_bps", "write_bps")
+_TIMES = ("timeout", "cpu_time", "time_offset", "grace", "backoff", "max_backoff", "after")
+_NONE_IS_MAX = ("attempts",)
+"""Where None is no bound, and leaving the key out would mean the default."""
+
+
+def show(config: Config) -> str:
+    """The whole configuration as TOML, one table per job."""
+    lines = ["[supervisor]", *_pairs(_supervisor(config.supervisor))]
+    for name, arguments in config.policies.items():
+        lines += ["", f"[policies.{_key(name)}]", *_pairs(arguments)]
+    for job in config.jobs:
+        lines += ["", f"[jobs.{_key(job.name)}]", *_pairs(_job(job))]
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(table: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{_key(key)} = {toml(value)}" for key, value in table.items())
+
+
+def _supervisor(settings: SupervisorSettings) -> dict[str, Any]:
+    return {
+        "name": settings.name,
+        "state_dir": str(settings.state_dir),
+        "runtime_dir": str(settings.runtime_dir),
+        "plugins": list(settings.plugins),
+        "on_missing": settings.on_missing,
+        **_set({"cgroup_parent": settings.cgroup_parent}),
+        **_nonempty({"capacity": _units(asdict(settings.capacity))}),
+    }
+
+
+def _job(job: JobSpec) -> dict[str, Any]:
+    """One job's settings by their names in the file; what is not set is left out."""
+    table: dict[str, Any] = {"command": list(job.command)}
+    for attribute in fields(JobSpec):
+        if attribute.name not in ("name", "group", "command", "hooks"):
+            key = "group" if attribute.name == "user_group" else attribute.name
+            table[key] = _plain(key, getattr(job, attribute.name))
+    table |= {hook: _hook(action) for hook, action in job.hooks.items()}
+    return _nonempty(_set(table))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A field of a job in the types of TOML."""
+    match value:
+        case Tmpfs(target, size):
+            return target if size is None else f"{target}:size={size_text(size)}"
+        case UserNamespace("map", host_id, size):
+            return {"host_id": host_id, "size": size}
+        case UserNamespace(kind):
+            return kind
+        case Mount() | IoLimit():
+            return _units(asdict(value))
+        case tuple():
+            return [_plain(key, item) for item in value]
+        case Mapping():
+            return dict(value)
+        case float() if key in _TIMES:
+            return duration_text(value)
+    if hasattr(value, "__attrs_attrs__"):
+        return _units({one.name: getattr(value, one.name) for one in fields(type(value))})
+    return value
+
+
+def _units(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with its sizes and times as people write them, and without what is not set."""
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        if value is None and key in _NONE_IS_MAX:
+            result[key] = "max"
+        elif isinstance(value, int) and key in _SIZES:
+            result[key] = size_text(value)
+        elif value is not None:
+            result[key] = _plain(key, value)
+    return {key: value for key, value in result.items() if value != []}
+
+
+def _hook(action: InlineAction | PolicyName) -> Any:
+    if isinstance(action, PolicyName):
+        return action.name
+    arguments = dict(action.arguments)
+    if "limits" in arguments:
+        arguments["limits"] = _units(arguments["limits"])
+    if arguments.get("limit") in _SIZES:
+        arguments["to"] = size_text(arguments["to"])
+    return {"action": action.action, **_units(arguments)}
+
+
+def _set(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}
+
+
+def _nonempty(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value not in ([], {})}
+
+
+def toml(value: Any) -> str:
+    """Any value tomllib can give, as TOML on one line."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return _string(value)
+        case float():
+            return _float(value)
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case Mapping():
+            inside = ", ".join(_pairs(value))
+            return f"{{ {inside} }}" if inside else "{}"
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+    return str(value)
+
+
+def _float(value: float) -> str:
+    if math.isfinite(value):
+        return repr(value)
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def _key(key: str) -> str:
+    return key if is_bare(key) else _string(key)
+
+
+def _string(text: str) -> str:
+    return '"' + "".join(map(_character, text)) + '"'
+
+
+def _character(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    if char == "\n":
+        return "\\n"
+    if ord(char) < 0x20 or ord(char) == 0x7F:
+        return f"\\u{ord(char):04x}"
+    return char
