@@ -43,7 +43,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.spawn $(ARGS)
 
 docs: $(VENV)/test.stamp
-	$(BIN)/python -m supervisor.front.reference >docs/config.md
+	$(BIN)/python -m supervisor.front.configdoc >docs/config.md
 
 clean:
 	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
 """What several tests need: what this host can do, the check for leaks, running the command.
 
-May import: pytest and the standard library; of the project only `supervisor.linux.netlink`.
+May import: pytest, the standard library and, of the project, `supervisor.linux`.
 """

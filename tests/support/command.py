@@ -31,8 +31,13 @@ class State:
     runtime: Path
 
     @property
+    def table(self) -> str:
+        """The head of a configuration's [supervisor] table that keeps to these directories."""
+        return f'[supervisor]\nstate_dir = "{self.state}"\nruntime_dir = "{self.runtime}"\n'
+
+    @property
     def environment(self) -> dict[str, str]:
-        """The variables that point a supervisor at these directories."""
+        """The same for a supervisor without root and without a configuration."""
         return {"XDG_STATE_HOME": str(self.state), "XDG_RUNTIME_DIR": str(self.runtime)}
 
 

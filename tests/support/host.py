@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
 import pytest
+
+from supervisor.linux import caps, proc
 
 Kind = Literal["privilege", "vm", "tools"]
 KINDS: tuple[Kind, ...] = ("privilege", "vm", "tools")
@@ -38,38 +41,33 @@ def miss(kind: Kind, why: str) -> NoReturn:
     pytest.skip(why)
 
 
-def capabilities() -> int:
-    """The effective capabilities of this process, as the mask of proc(5)'s CapEff."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
+@dataclass(frozen=True)
+class Hierarchy:
+    """A mounted cgroup hierarchy, with the controllers at its root."""
+
+    point: Path
+    controllers: frozenset[str]
+    unified: bool
 
 
-def cgroup_mounts() -> tuple[tuple[Path, frozenset[str], bool], ...]:
-    """Every mounted hierarchy: (mount point, controllers, whether it is the unified one)."""
+def hierarchies() -> tuple[Hierarchy, ...]:
+    """Every mounted cgroup hierarchy."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _source, options = after.split(" ", 2)
-        if kind in ("cgroup", "cgroup2"):
-            point = Path(before.split(" ")[4].encode().decode("unicode_escape"))
-            found.append((point, _controllers(point, kind, options), kind == "cgroup2"))
+    for mount in proc.mountinfo():
+        point = Path(mount.mount_point)
+        if mount.fstype == "cgroup":
+            found.append(Hierarchy(point, frozenset(mount.super_options), unified=False))
+        elif mount.fstype == "cgroup2":
+            listed = (point / "cgroup.controllers").read_text()
+            found.append(Hierarchy(point, frozenset(listed.split()), unified=True))
     return tuple(found)
-
-
-def _controllers(point: Path, kind: str, options: str) -> frozenset[str]:
-    if kind == "cgroup":
-        return frozenset(options.split(","))
-    listed = point / "cgroup.controllers"
-    return frozenset(listed.read_text().split()) if listed.exists() else frozenset()
 
 
 def memory_version() -> Literal["v1", "v2", "none"]:
     """Which hierarchy has the memory controller."""
-    for _point, controllers, unified in cgroup_mounts():
-        if "memory" in controllers:
-            return "v2" if unified else "v1"
+    for hierarchy in hierarchies():
+        if "memory" in hierarchy.controllers:
+            return "v2" if hierarchy.unified else "v1"
     return "none"
 
 
@@ -77,7 +75,7 @@ def lacks_privilege() -> str:
     """Why a real container cannot be made here; empty where it can."""
     if os.geteuid() != 0:
         return "needs root"
-    if not capabilities() >> CAP_SYS_ADMIN & 1:
+    if not caps.effective() >> CAP_SYS_ADMIN & 1:
         return "needs CAP_SYS_ADMIN"
     if memory_version() == "none":
         return "needs a mounted cgroup hierarchy with the memory controller"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.linux import netlink
+from supervisor.linux import netlink, proc
 from tests.support import host, procs
 
 MARK = "SUPERVISE_TEST_SESSION"
@@ -74,7 +74,7 @@ def take(mark: str, known_cgroups: frozenset[str] = frozenset()) -> Snapshot:
 def cgroups() -> dict[str, str]:
     """Every cgroup with `supervise` in its name, in every mounted hierarchy."""
     found: dict[str, str] = {}
-    for point, _controllers, _unified in host.cgroup_mounts():
+    for point in (hierarchy.point for hierarchy in host.hierarchies()):
         for directory, names, _files in os.walk(point):
             below = "supervise" in os.path.relpath(directory, point)
             paths = (f"{directory}/{name}" for name in names if below or "supervise" in name)
@@ -84,8 +84,7 @@ def cgroups() -> dict[str, str]:
 
 def mounts() -> dict[str, str]:
     """The mounts of this process's namespace, by mount ID."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {line.split(" ", 1)[0]: line.split(" ")[4] for line in lines}
+    return {str(mount.id): mount.mount_point for mount in proc.mountinfo()}
 
 
 def runtime_files() -> dict[str, str]:
@@ -113,11 +112,11 @@ def descriptors() -> dict[str, str]:
 def processes(mark: str, our_cgroups: frozenset[str]) -> dict[str, str]:
     """The processes that this session answers for, by pid and start time."""
     table = procs.table()
-    below = procs.descendants(table, os.getpid())
+    below = proc.descendants(os.getpid())
     inside = {pid for path in our_cgroups for pid in procs.members(path)}
     marked = {pid for pid in table if procs.environment_has(pid, f"{MARK}={mark}")}
     return {
-        f"{pid} {table[pid].started}": f"{pid} ({table[pid].state}) {procs.command_line(pid)}"
+        f"{pid} {table[pid].start_ticks}": f"{pid} ({table[pid].state}) {procs.command_line(pid)}"
         for pid in sorted(below | inside | marked)
         if pid in table and pid != os.getpid()
     }

@@ -1,4 +1,4 @@
-"""The process table, read from proc(5), for the check for leaks.
+"""What the check for leaks asks of the process table, beyond `supervisor.linux.proc`.
 
 A process may end between any two reads: what is gone is left out, nothing else is passed over.
 """
@@ -7,32 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Process:
-    """One line of the table; `started` in clock ticks since boot, which makes the pid unique."""
-
-    parent: int
-    state: str
-    started: int
+from supervisor.linux import proc
 
 
-def table() -> dict[int, Process]:
+def table() -> dict[int, proc.Stat]:
     """Every process of this pid namespace."""
-    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return {pid: found for pid in pids if (found := _stat(pid)) is not None}
-
-
-def _stat(pid: int) -> Process | None:
-    text = _read(pid, "stat")
-    if not text:
-        return None
-    # The command's name may hold spaces and parentheses: the fields start after the last one.
-    fields = text.rpartition(b")")[2].split()
-    return Process(parent=int(fields[1]), state=fields[0].decode(), started=int(fields[19]))
+    return {entry.pid: entry for entry in proc.processes()}
 
 
 def _read(pid: int, name: str) -> bytes:
@@ -42,17 +24,7 @@ def _read(pid: int, name: str) -> bytes:
         return b""  # it has ended, or is somebody else's
 
 
-def descendants(processes: Mapping[int, Process], root: int) -> frozenset[int]:
-    """The children of `root`, theirs, and so on."""
-    found: set[int] = set()
-    generation = {root}
-    while generation:
-        generation = {p for p, one in processes.items() if one.parent in generation} - found
-        found |= generation
-    return frozenset(found)
-
-
-def ancestors(processes: Mapping[int, Process], pid: int) -> frozenset[int]:
+def ancestors(processes: Mapping[int, proc.Stat], pid: int) -> frozenset[int]:
     """The parent of `pid`, its parent, and so on."""
     found: set[int] = set()
     while (one := processes.get(pid)) is not None and one.parent not in found:
@@ -86,7 +58,7 @@ def other_supervisors() -> tuple[int, ...]:
     """Running `supervise` commands and test sessions that neither started us nor are ours."""
     processes = table()
     me = os.getpid()
-    family = {me} | ancestors(processes, me) | descendants(processes, me)
+    family = {me} | ancestors(processes, me) | proc.descendants(me)
     return tuple(sorted(pid for pid in processes if pid not in family and _is_supervisor(pid)))
 
 

@@ -80,7 +80,7 @@ def test_a_leaked_process_fails_the_session(inner: pytest.Pytester, detach: bool
 
 @pytest.mark.kernel
 def test_a_leaked_cgroup_fails_the_session(inner: pytest.Pytester) -> None:
-    point = host.cgroup_mounts()[0][0]
+    point = host.hierarchies()[0].point
     made = point / f"supervise-leak.{os.getpid()}"
     inner.makepyfile(f"import os\ndef test_leak():\n    os.mkdir({str(made)!r})")
     try:
