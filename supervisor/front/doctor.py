@@ -23,7 +23,7 @@ from attrs import asdict
 
 from supervisor.errors import SupervisorError
 from supervisor.front import doctor_kernel, doctor_limits, lines
-from supervisor.front.doctor_trial import Check
+from supervisor.front.doctor_trial import Check, Verdict
 
 LONGEST = 10.0
 """Seconds for the whole; what is left by then is not tried."""
@@ -99,7 +99,8 @@ def _limits(deadline: float) -> list[Check]:
         hint = error.hint if isinstance(error, SupervisorError) else ""
         return [Check("control groups", "unavailable", str(error), hint, True)]
     try:
-        told = Check("control groups", "enforced", "; ".join(manager.describe()), "", True)
+        found: Verdict = "unavailable" if manager.version == "none" else "enforced"
+        told = Check("control groups", found, "\n".join(manager.describe()), "", True)
         return [told, *_each(doctor_limits.checks(manager), deadline)]
     finally:
         manager.close()
@@ -143,14 +144,16 @@ def _foreign_distribution() -> str:
 
 
 def table(checks: Sequence[Check], colour: bool) -> list[str]:
-    """A line for each check, its fix on a line below, and what it all comes to."""
+    """A line for each check, further detail and its fix below, and what it all comes to."""
     wide = max(len(check.name) for check in checks)
     shown = []
     for check in checks:
         verdict = lines.paint(check.verdict.ljust(14), COLOURS[check.verdict], colour)
-        shown.append(f"{check.name.ljust(wide)}  {verdict}  {lines.clean(check.detail)}")
+        told = check.detail.splitlines() or [""]
         if check.fix and check.verdict != "enforced":
-            shown.append(f"{'':{wide}}  {'':14}  fix: {lines.clean(check.fix)}")
+            told.append(f"fix: {check.fix}")
+        shown.append(f"{check.name.ljust(wide)}  {verdict}  {lines.clean(told[0])}")
+        shown += [f"{'':{wide + 18}}{lines.clean(more)}" for more in told[1:]]
     bad = [check.name for check in checks if check.needed and check.verdict != "enforced"]
     end = f"a default job lacks: {', '.join(bad)}" if bad else "a default job has all it needs"
     return [*shown, "", end]

@@ -29,6 +29,9 @@ NAMESPACES: tuple[tuple[str, int, bool], ...] = (
 )
 """Name, flag, and whether every job has one by default."""
 
+LINKS = {"mount": "mnt", "pid": "pid_for_children", "time": "time_for_children"}
+"""Names in /proc/self/ns; unshare(2) gives PID and time namespaces to the children only."""
+
 AS_ROOT = "run as root, or allow user namespaces (the row `user namespace`)"
 NOBODY = 65534
 
@@ -53,7 +56,9 @@ def _namespace(name: str, flag: int, needed: bool) -> Callable[[], Check]:
     def check() -> Check:
         outcome = attempt(lambda: _unshared(name, flag))
         if outcome.failure:
-            fix = AS_ROOT if name != "user" else USER_FIX
+            fix = USER_FIX if name == "user" else AS_ROOT
+            if not os.path.exists(f"/proc/self/ns/{LINKS.get(name, name)}"):
+                fix = f"a kernel with CONFIG_{name.upper()}_NS"
             return Check(f"{name} namespace", "unavailable", outcome.failure, fix, needed)
         return Check(f"{name} namespace", "enforced", str(outcome.value), "", needed)
 
@@ -62,8 +67,7 @@ def _namespace(name: str, flag: int, needed: bool) -> Callable[[], Check]:
 
 def _unshared(name: str, flag: int) -> str:
     """Unshare it and see that it is another one (/proc/self/ns)."""
-    # unshare(2) gives PID and time namespaces to the children only.
-    link = {"mount": "mnt", "pid": "pid_for_children", "time": "time_for_children"}.get(name, name)
+    link = LINKS.get(name, name)
     before = os.readlink(f"/proc/self/ns/{link}")
     how = "made a new one"
     if flag != c.CLONE_NEWUSER and os.geteuid() != 0:

@@ -58,10 +58,12 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
 def _check(manager: CgroupManager, name: str, limits: Limits, trial: Trial, needed: bool) -> Check:
     missing = manager.missing(limits)
     if missing:
-        why = "; ".join(item.why for item in missing)
+        why = "; ".join(dict.fromkeys(item.why for item in missing))
         fix = "; ".join(dict.fromkeys(item.fix for item in missing))
         return Check(name, "unavailable", why, fix, needed)
     try:
+        if manager.version == "none":
+            return Check(name, "unavailable", "cgroups cannot be made here", "", needed)
         with _cgroup(manager, name.replace(" ", "-")) as group:
             group.apply(limits)
             verdict, detail = trial(group)

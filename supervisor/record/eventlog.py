@@ -38,7 +38,8 @@ def last_seq(path: Path) -> int:
     """The highest sequence number that `path` may hold; 0 for a missing or an empty file.
 
     Read from the end, as the file may be large.  `seq` is the first key of a line, so a torn
-    line still tells it; lines too short even for that count as one number each.
+    line still tells it; lines too short even for that count as one number each.  Raises
+    KernelError.
     """
     try:
         with path.open("rb") as file:
@@ -53,6 +54,8 @@ def last_seq(path: Path) -> int:
                 want = min(2 * want, size)
     except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise KernelError("read", str(path), error.errno or 0) from error
     last, end = (int(found[-1][1]), found[-1].end()) if found else (0, 0)
     return last + len([line for line in tail[end:].split(b"\n")[bool(found) :] if line])
 
@@ -119,9 +122,12 @@ class EventLog:
         self._failed: list[str] = []
         self._lost = 0
         self._dumps = structlog.processors.JSONRenderer(allow_nan=False)
-        steps = [self._stamp, self._publish, self._render]
-        self._log = structlog.wrap_logger(self._file, steps, structlog.BoundLogger)
-        self._unheard = structlog.wrap_logger(self._file, [steps[0], steps[2]], type(self._log))
+        self._log = structlog.wrap_logger(
+            self._file, [self._stamp, self._publish, self._render], structlog.BoundLogger
+        ).bind()
+        self._unheard = structlog.wrap_logger(
+            self._file, [self._stamp, self._render], structlog.BoundLogger
+        ).bind()
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Give every later entry to `subscriber`, which must neither change it nor block.
