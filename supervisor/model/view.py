@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attrs import frozen
 
 from supervisor.model.job import JobSpec
@@ -23,7 +25,7 @@ class JobView:
     state: State
     limits: Limits
     started_at: float
-    raised: dict[str, int]
+    raised: Mapping[str, int]
     reason: str | None = None
 
     @property
