@@ -95,7 +95,8 @@ class _Scanner:
             if char in " \t.":
                 self.step(1)
             elif char in "\"'":
-                yield self.string()
+                quoted = self.string()
+                yield _unescaped(quoted) if char == '"' else quoted
             else:
                 yield self.bare()
 
@@ -143,7 +144,7 @@ class _Scanner:
         self.step(1)
 
     def string(self) -> str:
-        """Step over a string of any of the four kinds; its content (escapes resolved)."""
+        """Step over a string of any of the four kinds; its text as written."""
         quote = self.text[self.at]
         fence = quote * 3 if self.text.startswith(quote * 3, self.at) else quote
         self.step(len(fence))
@@ -154,7 +155,7 @@ class _Scanner:
         self.step(len(fence))
         while len(fence) == 3 and self.text.startswith(quote, self.at):
             self.step(1)  # up to two quotes may stand right before the closing fence
-        return _unescaped(content) if quote == '"' else content
+        return content
 
     def skip_blank(self) -> bool:
         """Step over white space and comments; False at the end of the text."""

@@ -1,0 +1,142 @@
+"""The flags of `supervise run`: one for each setting, the same values as in a file."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from supervisor.errors import ConfigError
+from supervisor.front.config import add_job_flags, from_flags
+from supervisor.front.schema import JOB
+from tests.unit.test_config_parse import CONTEXT, job
+
+WITHOUT = {"command", "script", "after", "matrix.*", "priority"}
+"""What stands on the command line itself, or means nothing for a single job."""
+
+
+IN_A_FILE = """
+[supervisor]
+plugins = ["./p.py"]
+[jobs.true]
+command = ["true", "-x"]
+limits.memory = "64M"
+limits.swap = 0
+limits.swappiness = 3
+limits.pids = 32
+limits.cpus = 1.5
+limits.cpu_weight = 7
+limits.cpuset = "0"
+limits.open_files = 9
+limits.io = [{ path = "/srv", read_bps = "50M", write_iops = 3 }]
+root = "./r"
+write = "overlay"
+keep = true
+mounts = ["/a:/b:ro", "x:/c"]
+tmpfs = ["/s:size=1M"]
+network = "host"
+user = 65534
+group = "nogroup"
+user_namespace = { host_id = 100, size = 200 }
+time_offset = "-1h"
+hostname = "h"
+environment = { K = "V=W", "A.B" = "" }
+working_dir = "/w"
+timeout = "10s"
+cpu_time = 3
+stop = { signal = "INT", grace = "1s" }
+restart = { when = "on-oom", attempts = "max", backoff = "2s", max_backoff = "5s" }
+on_start = { action = "notify", message = "a:b" }
+on_memory_limit = { action = "raise", to = "1G" }
+on_oom_kill = { action = "retry", limits = { memory = "1G" }, after = "3s" }
+on_pids_limit = { action = "kill" }
+on_timeout = { action = "signal", signal = "HUP" }
+on_exit = { action = "ignore" }
+on_tick = "p"
+oom = "continue"
+expect = "oom"
+"""
+
+
+def flags(*argv):
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    add_job_flags(parser)
+    parser.add_argument("command", nargs="*")
+    return from_flags(parser.parse_args([*argv, "--", "true", "-x"]), CONTEXT)
+
+
+def wrong(*argv):
+    with pytest.raises(ConfigError) as caught:
+        flags(*argv)
+    return list(caught.value.problems)
+
+
+def test_each_setting_has_a_flag_or_a_reason_for_none():
+    assert {one.key for one in JOB.settings if not one.flag} == WITHOUT
+    names = [one.flag for one in JOB.settings if one.flag]
+    assert len(set(names)) == len(names)
+
+
+def test_flags_say_what_a_file_says():
+    spec = flags(
+        "--memory", "64M", "--swap", "0", "--swappiness", "3", "--pids", "32", "--cpus", "1.5",
+        "--cpu-weight", "7", "--cpuset", "0", "--open-files", "9",
+        "--io", "/srv:read_bps=50M,write_iops=3", "--root", "./r", "--write", "overlay", "--keep",
+        "--mount", "/a:/b:ro", "--mount", "x:/c", "--tmpfs", "/s:size=1M", "--network", "host",
+        "--user", "65534", "--group", "nogroup", "--user-namespace", "100:200",
+        "--time-offset=-1h", "--hostname", "h", "--env", "K=V=W", "--env", "A.B=", "--working-dir",
+        "/w", "--timeout", "10s", "--cpu-time", "3", "--stop-signal", "2", "--stop-grace", "1s",
+        "--restart-when", "on-oom", "--restart-attempts", "max", "--restart-backoff", "2s",
+        "--restart-max-backoff", "5s", "--on-start", "notify:a:b", "--on-memory-limit", "raise:1G",
+        "--on-oom-kill", "retry:memory=1G,after=3s", "--on-pids-limit", "kill", "--on-timeout",
+        "signal:HUP", "--on-exit", "ignore", "--on-tick", "p", "--oom", "continue", "--expect",
+        "oom", "--plugin", "./p.py",
+    )  # fmt: skip
+    assert spec == job(IN_A_FILE, "true")
+
+
+def test_no_flags_at_all():
+    assert flags() == job("[jobs.true]\ncommand = ['true', '-x']", "true")
+
+
+def test_all_wrong_flags_are_told_at_once_by_their_names():
+    problems = wrong(
+        "--memory", "64Q", "--env", "KV", "--env", "=x", "--mount", "a", "--io", "/x:foo=3",
+        "--on-timeout", "boo", "--plugin", "a/b", "--timeout=-3s", "--on-exit", "raise:3",
+        "--user-namespace", "1", "--keep",
+    )  # fmt: skip
+    assert {problem.partition(":")[0] for problem in problems} == {
+        "--memory", "--env", "--mount", "--io", "--on-timeout", "--plugin", "--timeout",
+        "--on-exit", "--user-namespace", "--keep",
+    }  # fmt: skip
+    assert len(problems) == 11
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--hostname", "a\0b"], "--hostname: contains a NUL character"),
+        (["--swap", "0"], "--swap: a swap limit needs limits.memory beside it"),
+        (["--pids", "1e3"], "--pids: must be an integer from 1 to 4194304"),
+        (["--pids", "9" * 5000], "--pids: must be an integer from 1 to 4194304"),
+        (["--cpus", "inf"], "--cpus: must be a number"),
+        (["--on-memory-limit", "raise:1G"], "--on-memory-limit: raises limits.memory"),
+        (["--on-memory-limit", "raise"], '--on-memory-limit: lacks "to"'),
+        (["--on-memory-limit", "freeze:1"], "--on-memory-limit: unknown key"),
+        (["--on-memory-limit", "retry:memory"], "--on-memory-limit: must be a size"),
+        (["--io", "/srv"], "--io: limits nothing"),
+        (["--network", "bridge"], '--network: "bridge" is not available'),
+        (["--mount", "/a:/b", "--tmpfs", "/b"], "--tmpfs: two mounts at /b"),
+    ],
+)
+def test_a_wrong_flag(argv, problem):
+    assert len(wrong(*argv)) == 1
+    assert wrong(*argv)[0].startswith(problem)
+
+
+def test_the_help_can_be_printed():
+    parser = argparse.ArgumentParser()
+    add_job_flags(parser)
+    text = parser.format_help()
+    assert all(f"--{one.flag}" in text for one in JOB.settings if one.flag)
+    assert "`" not in text

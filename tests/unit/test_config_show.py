@@ -1,0 +1,173 @@
+"""`check --show`: what it prints reads back as the same configuration."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.front import example
+from supervisor.front.config import Config, Context, SupervisorSettings, parse, show
+from supervisor.front.matrix import group_of
+from supervisor.front.show import toml
+from supervisor.front.units import LARGEST_SIZE, LONGEST
+from supervisor.model import (
+    HOOKS,
+    InlineAction,
+    IoLimit,
+    JobSpec,
+    Limits,
+    Mount,
+    PolicyName,
+    Reason,
+    Restart,
+    Stop,
+    Tmpfs,
+    UserNamespace,
+)
+from tests.unit.test_config_flags import IN_A_FILE
+from tests.unit.test_config_parse import CONTEXT, read
+
+ELSEWHERE = Context(Path("/elsewhere"), memory=lambda: 1, uid=7, environment={})
+SETTINGS = SupervisorSettings("x", Path("/s"), Path("/r"), ("p", "/q.py"))
+
+text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+sizes = st.integers(4096, LARGEST_SIZE)
+times = st.floats(0.001, LONGEST)
+names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
+paths = st.lists(st.from_regex(r"[a-z\" \\{}é]{1,5}", fullmatch=True), min_size=1, max_size=3).map(
+    lambda parts: "/" + "/".join(parts)
+)
+
+
+def maybe(strategy):
+    return st.none() | strategy
+
+
+def hooks():
+    changed = st.fixed_dictionaries({"memory": sizes}, optional={"pids": st.integers(1, 999)})
+    retry = st.fixed_dictionaries({"limits": changed, "after": times})
+    action = st.one_of(
+        st.builds(InlineAction, st.just("retry"), retry),
+        st.builds(InlineAction, st.just("notify"), st.fixed_dictionaries({"message": text})),
+        st.just(InlineAction("ignore", {})),
+        st.sampled_from([PolicyName("p"), PolicyName("q")]),
+    )
+    return st.dictionaries(st.sampled_from(HOOKS), action)
+
+
+io_limits = st.builds(IoLimit, path=paths, read_bps=sizes, write_iops=maybe(st.integers(1, 9)))
+limits = st.builds(
+    Limits,
+    memory=sizes,
+    swap=maybe(sizes),
+    pids=maybe(st.integers(1, 4194304)),
+    cpus=maybe(st.floats(0.01, 8192)),
+    cpu_weight=maybe(st.integers(1, 10000)),
+    cpuset=maybe(st.just("0-2,4")),
+    io=st.lists(io_limits, max_size=2).map(tuple),
+    open_files=maybe(st.integers(3, 9999)),
+)
+jobs = st.builds(
+    JobSpec,
+    name=names | names.map(lambda name: f"{name}@a=1+b=x.y"),
+    command=st.lists(text, max_size=3).map(lambda rest: ("run", *rest)),
+    root=st.just("host") | paths,
+    write=st.just("overlay"),
+    keep=st.booleans(),
+    mounts=st.lists(st.builds(Mount, paths, paths, st.booleans()), max_size=1).map(tuple),
+    tmpfs=maybe(sizes).map(lambda size: (Tmpfs("/tmpfs of mine", size),)),
+    network=st.sampled_from(["none", "host"]),
+    user=maybe(names),
+    user_group=maybe(names),
+    user_namespace=st.sampled_from(
+        [UserNamespace(), UserNamespace("self"), UserNamespace("map", 0, 9)]
+    ),
+    time_offset=maybe(st.floats(-LONGEST, LONGEST)),
+    hostname=maybe(st.just("h-1")),
+    environment=st.dictionaries(text.filter(lambda key: key and "=" not in key), text, max_size=3),
+    working_dir=paths,
+    limits=limits,
+    timeout=maybe(times),
+    cpu_time=maybe(times),
+    stop=st.builds(Stop, st.just("HUP"), times),
+    restart=st.builds(
+        Restart, st.just("on-oom"), maybe(st.integers(1, 9)), st.floats(0, 60), st.just(LONGEST)
+    ),
+    priority=st.integers(-1000000, 1000000),
+    hooks=hooks(),
+    oom=st.sampled_from(["kill", "continue"]),
+    expect=st.sampled_from([str(reason) for reason in Reason]),
+)
+
+
+@given(st.lists(jobs, min_size=1, max_size=3, unique_by=lambda job: job.name))
+def test_any_job_reads_back_as_itself(specs):
+    specs = [evolve(spec, group=group_of(spec.name)) for spec in specs]
+    specs[-1] = evolve(specs[-1], after=tuple(
+        spec.name for spec in specs[:-1] if spec.group != specs[-1].group
+    ))  # fmt: skip
+    shown = show(Config("x", SETTINGS, tuple(specs)))
+    again = parse(shown, "elsewhere.toml", ELSEWHERE)
+    assert again.jobs == tuple(specs)
+    assert again.supervisor == SETTINGS
+
+
+def test_a_whole_configuration_reads_back_elsewhere():
+    config = read(
+        IN_A_FILE
+        + """
+[jobs.m]
+matrix = { a = [1, 2] }
+script = '''
+echo "{a}" \\ \t'''
+limits.memory = "50%"
+[jobs.after]
+command = "x"
+after = ["m"]
+[supervisor.capacity]
+memory = "60%"
+jobs = 3
+[policies.p]
+deep = [{ a = 1979-05-27T07:32:00Z, "b c" = [inf, -1.5, {}] }]
+"""
+    )
+    again = parse(show(config), "/else/where.toml", ELSEWHERE)
+    assert again.jobs == config.jobs
+    assert again.supervisor == config.supervisor
+    assert again.policies == config.policies
+    assert show(again) == show(config)
+
+
+def test_the_example_reads_back():
+    config = parse(example.text(), "config.toml.example", CONTEXT)
+    assert parse(show(config), "x.toml", ELSEWHERE).jobs == config.jobs
+
+
+values = st.recursive(
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | text
+    | st.dates(min_value=date(1, 1, 1))
+    | st.times()
+    | st.datetimes()
+    | st.datetimes(timezones=st.just(UTC)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(values)
+def test_any_value_of_toml_reads_back(value):
+    assert tomllib.loads(f"x = {toml(value)}") == {"x": value}
+
+
+def test_dates_are_written_as_toml_has_them():
+    assert toml([date(2020, 1, 2), time(3, 4), datetime(2020, 1, 2, tzinfo=UTC)]) == (
+        "[2020-01-02, 03:04:00, 2020-01-02T00:00:00+00:00]"
+    )
