@@ -24,8 +24,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, or fail where SUPERVISE_TEST_REQUIRE says so, what cannot run on this host."""
     if item.get_closest_marker("kernel") and (why := host.lacks_privilege()):
         host.miss("privilege", why)
-    if item.get_closest_marker("vm") and (why := host.lacks_vm()):
-        host.miss("vm", why)
+    if item.get_closest_marker("vm"):
+        if host.in_guest():
+            pytest.skip("runs in the guest already")
+        if why := host.lacks_vm():
+            host.miss("vm", why)
     if item.get_closest_marker("qemu") and (why := host.lacks_full_kernel()):
         pytest.skip(why)
     if item.get_closest_marker("v1") and (why := host.lacks_version("v1")):

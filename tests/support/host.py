@@ -21,7 +21,6 @@ from supervisor.linux import caps, proc
 Kind = Literal["privilege", "vm", "tools"]
 KINDS: tuple[Kind, ...] = ("privilege", "vm", "tools")
 
-CAP_SYS_ADMIN = 21
 PT_INTERP = 3
 
 
@@ -75,7 +74,7 @@ def lacks_privilege() -> str:
     """Why a real container cannot be made here; empty where it can."""
     if os.geteuid() != 0:
         return "needs root"
-    if not caps.effective() >> CAP_SYS_ADMIN & 1:
+    if not caps.effective() >> caps.CAP_SYS_ADMIN & 1:
         return "needs CAP_SYS_ADMIN"
     if memory_version() == "none":
         return "needs a mounted cgroup hierarchy with the memory controller"
@@ -93,10 +92,13 @@ def lacks_full_kernel() -> str:
     return "User-Mode Linux lacks it" if os.environ.get("SUPERVISE_VM") == "uml" else ""
 
 
+def in_guest() -> bool:
+    """Whether this is the test guest."""
+    return "SUPERVISE_VM" in os.environ
+
+
 def lacks_vm() -> str:
     """Why the test guest cannot be booted here."""
-    if os.environ.get("SUPERVISE_VM"):
-        return "runs in the guest already"
     if os.geteuid() != 0:
         return "needs root to boot the guest"
     for tool in ("busybox", "unshare", "apt-get", "dpkg-deb"):
