@@ -1,0 +1,253 @@
+"""One small function per system call; each failure is a KernelError with operation and path.
+
+Bound with `ctypes.PyDLL`, which keeps the GIL: a clone in the middle of another thread's
+Python would hang the child (SPAWN measurements; glibc's fork handlers do not run for it).
+Loaded by the launcher: nothing is imported but ctypes, os and our constants.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from supervisor.errors import KernelError
+from supervisor.linux import constants as c
+
+# arch/*/include/uapi/asm/unistd: where x86-64 and the generic table (arm64, riscv64) differ
+_X86_64 = {"clone": 56, "pivot_root": 155, "capset": 126}
+_GENERIC = {"clone": 220, "pivot_root": 41, "capset": 91}
+_NUMBERS = _X86_64 if os.uname().machine == "x86_64" else _GENERIC
+
+SYS_CLONE = _NUMBERS["clone"]
+SYS_PIVOT_ROOT = _NUMBERS["pivot_root"]
+SYS_CAPSET = _NUMBERS["capset"]
+SYS_PIDFD_SEND_SIGNAL = 424
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
+SYS_CLONE3 = 435
+SYS_CLOSE_RANGE = 436
+SYS_MOUNT_SETATTR = 442
+
+_ENOSYS = 38
+_libc = ctypes.PyDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_mount = _libc.mount
+_mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_umount2 = _libc.umount2
+_umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_unshare = _libc.unshare
+_unshare.argtypes = (ctypes.c_int,)
+_setns = _libc.setns
+_setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_sethostname = _libc.sethostname
+_sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_prctl = _libc.prctl
+_prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
+_setrlimit = _libc.setrlimit
+
+
+class CloneArgs(ctypes.Structure):
+    """struct clone_args of clone3(2), the version with `cgroup` (88 bytes, Linux 5.7)."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
+        )
+    ]
+
+
+class MountAttr(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2)."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
+    ]
+
+
+class Rlimit(ctypes.Structure):
+    """struct rlimit on 64-bit kernels."""
+
+    _fields_ = [("soft", ctypes.c_uint64), ("hard", ctypes.c_uint64)]
+
+
+_setrlimit.argtypes = (ctypes.c_int, ctypes.POINTER(Rlimit))
+
+
+def _fail(operation: str, path: str | None = None) -> KernelError:
+    return KernelError(operation, path, ctypes.get_errno())
+
+
+def _path(path: str) -> bytes:
+    return os.fsencode(path)
+
+
+def clone(flags: int, *, exit_signal: int, cgroup_fd: int = -1) -> tuple[int, int]:
+    """clone3(2) as fork: (0, -1) in the child, (pid, pidfd) in the parent.
+
+    The pidfd is -1 unless `flags` has CLONE_PIDFD.  `cgroup_fd` >= 0 adds CLONE_INTO_CGROUP (an
+    unified-hierarchy directory; EBADF for v1).  Where a seccomp filter answers ENOSYS, as
+    Docker's does, clone(2) is tried instead, which cannot take `cgroup_fd`: then ENOSYS is raised.
+    Only in a single-threaded process.
+    """
+    pidfd = ctypes.c_int(-1)
+    args = CloneArgs(flags=flags, exit_signal=exit_signal)
+    if flags & c.CLONE_PIDFD:
+        args.pidfd = ctypes.addressof(pidfd)
+    if cgroup_fd >= 0:
+        args.flags |= c.CLONE_INTO_CGROUP
+        args.cgroup = cgroup_fd
+    pid = _syscall(SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args))
+    if pid < 0 and ctypes.get_errno() == _ENOSYS and cgroup_fd < 0:
+        pid = _syscall(
+            SYS_CLONE, ctypes.c_ulong(flags | exit_signal), None, ctypes.byref(pidfd), None, None
+        )
+    if pid < 0:
+        raise _fail("clone3")
+    return pid, pidfd.value if pid else -1
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    if _unshare(flags) < 0:
+        raise _fail("unshare", c.CLONE_NAMES.get(flags))
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2); `kind` is a CLONE_NEW* flag or 0."""
+    if _setns(fd, kind) < 0:
+        raise _fail("setns", c.CLONE_NAMES.get(kind))
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:
+    """mount(2)."""
+    done = _mount(
+        None if source is None else _path(source),
+        _path(target),
+        None if fstype is None else fstype.encode(),
+        flags,
+        _path(data) if data else None,
+    )
+    if done < 0:
+        raise _fail(f"mount {fstype}" if fstype else "mount", target)
+
+
+def umount(target: str, flags: int = c.MNT_DETACH) -> None:
+    """umount2(2)."""
+    if _umount2(_path(target), flags) < 0:
+        raise _fail("umount", target)
+
+
+def open_tree(path: str, *, recursive: bool) -> int:
+    """open_tree(2): a detached copy of the mount at `path`, as a descriptor (Linux 5.2)."""
+    flags = c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC | (c.AT_RECURSIVE if recursive else 0)
+    fd = _syscall(SYS_OPEN_TREE, c.AT_FDCWD, _path(path), ctypes.c_uint(flags))
+    if fd < 0:
+        raise _fail("open_tree", path)
+    return fd
+
+
+def move_mount(fd: int, target: str) -> None:
+    """move_mount(2): attach a detached mount at `target`, links followed."""
+    flags = c.MOVE_MOUNT_F_EMPTY_PATH | c.MOVE_MOUNT_T_SYMLINKS
+    if _syscall(SYS_MOVE_MOUNT, fd, b"", c.AT_FDCWD, _path(target), ctypes.c_uint(flags)) < 0:
+        raise _fail("move_mount", target)
+
+
+def mount_setattr(fd: int, path: str, attributes: int, *, recursive: bool) -> None:
+    """mount_setattr(2): set MOUNT_ATTR_* on a mount and, if asked, on all below (Linux 5.12).
+
+    With an empty `path` the mount is `fd` itself.
+    """
+    attr = MountAttr(attr_set=attributes)
+    flags = (c.AT_RECURSIVE if recursive else 0) | (0 if path else c.AT_EMPTY_PATH)
+    done = _syscall(
+        SYS_MOUNT_SETATTR,
+        fd,
+        _path(path),
+        ctypes.c_uint(flags),
+        ctypes.byref(attr),
+        ctypes.c_size_t(ctypes.sizeof(attr)),
+    )
+    if done < 0:
+        raise _fail("mount_setattr", path or None)
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2)."""
+    if _syscall(SYS_PIVOT_ROOT, _path(new), _path(old)) < 0:
+        raise _fail("pivot_root", new)
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    raw = name.encode()
+    if _sethostname(raw, len(raw)) < 0:
+        raise _fail("sethostname", name)
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    """prctl(2); unused arguments are zero, as the newer options demand."""
+    done: int = _prctl(option, arg2, arg3, 0, 0)
+    if done < 0:
+        raise _fail(f"prctl {option}")
+    return done
+
+
+def set_name(name: str) -> None:
+    """PR_SET_NAME: what `ps` shows of this thread (15 bytes)."""
+    text = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(c.PR_SET_NAME, ctypes.addressof(text))
+
+
+def set_child_subreaper(on: bool = True) -> None:
+    """PR_SET_CHILD_SUBREAPER: orphaned descendants become children of this process."""
+    prctl(c.PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def setrlimit(resource: int, soft: int, hard: int) -> None:
+    """setrlimit(2); EPERM for raising `hard` without CAP_SYS_RESOURCE."""
+    if _setrlimit(resource, ctypes.byref(Rlimit(soft, hard))) < 0:
+        raise _fail(f"setrlimit {resource}")
+
+
+def close_range(first: int, last: int, flags: int = 0) -> None:
+    """close_range(2) (Linux 5.9; CLOSE_RANGE_CLOEXEC 5.11)."""
+    if _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), flags) < 0:
+        raise _fail("close_range")
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """pidfd_send_signal(2); ESRCH once the process has been reaped."""
+    if _syscall(SYS_PIDFD_SEND_SIGNAL, pidfd, number, None, 0) < 0:
+        raise _fail("pidfd_send_signal")
+
+
+def clear_inheritable_capabilities(effective: int) -> None:
+    """capset(2): inheritable and ambient sets empty, effective and permitted `effective`.
+
+    A non-empty inheritable set would survive into the payload (CVE-2022-24769).
+    """
+    prctl(c.PR_CAP_AMBIENT, c.PR_CAP_AMBIENT_CLEAR_ALL)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    low, high = effective & 0xFFFFFFFF, effective >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    if _syscall(SYS_CAPSET, header, data) < 0:
+        raise _fail("capset")
