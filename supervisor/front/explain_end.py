@@ -8,7 +8,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from supervisor.front import lines, units
+from supervisor.front import lines
+from supervisor.model import units
 from supervisor.model.record import Reason, RunRecord
 
 MOST_EVIDENCE = 4

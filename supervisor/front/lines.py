@@ -13,6 +13,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from errno import EBADF, EIO, EPIPE
 from typing import Any, TextIO
 
 import trio
@@ -192,6 +193,10 @@ def record_line(entry: Entry) -> str | None:
     return json.dumps(entry["record"]) if entry["event"] == "job_ended" else None
 
 
+GONE = (EPIPE, EIO, EBADF)
+"""What a stream says whose reader, or whose terminal, is there no more."""
+
+
 class Printer:
     """Writes entries to a stream, line by line, from a worker thread.
 
@@ -253,6 +258,6 @@ class Printer:
         try:
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
-        except (BrokenPipeError, ValueError):
-            # ValueError: the stream was closed.  Its reader wants no more; the log has it all.
-            self.closed = True
+        except OSError as error:
+            # A full disk may have room again (the stream keeps its buffer); the log has it all.
+            self.closed = error.errno in GONE

@@ -238,6 +238,7 @@ class Live:
         self._clock = clock
         self._notes = lines.Printer(stream, self._note_line)
         self._console = make_console(stream, colour)
+        self._gone = False
 
     def __call__(self, entry: lines.Entry) -> None:
         self._notes(entry)
@@ -252,9 +253,10 @@ class Live:
         """
         live = _rich_live(self._console)
         try:
-            while True:
+            while not self._gone:
                 await self._draw(live, status())
                 await trio.sleep(PERIOD)
+            await trio.sleep_forever()
         finally:
             # A terminal that takes nothing for a second is left as it is.
             with trio.move_on_after(1, shield=True):
@@ -265,11 +267,14 @@ class Live:
 
     def _refresh(self, live: RichLive, status: InstanceStatus) -> None:
         width, height = self._console.size
-        self._above()
-        live.update(table(status, self._clock(), width, height))
-        if not live.is_started:
-            live.start()
-        live.refresh()
+        try:
+            self._above()
+            live.update(table(status, self._clock(), width, height))
+            if not live.is_started:
+                live.start()
+            live.refresh()
+        except OSError as error:
+            self._gone = error.errno in lines.GONE
 
     def _above(self) -> None:
         text = self._notes.take()
@@ -277,8 +282,11 @@ class Live:
             self._console.print(_ansi(text), end="", soft_wrap=True)
 
     def _end(self, live: RichLive) -> None:
-        live.stop()
-        self._above()
+        try:
+            live.stop()
+            self._above()
+        except OSError as error:
+            self._gone = error.errno in lines.GONE
 
 
 def make_console(stream: TextIO, colour: bool, **settings: Any) -> Console:
