@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from attrs import define, evolve, field
 
@@ -37,8 +38,8 @@ class FakeJob:
     limits: Limits = Limits()
     members: set[int] = field(factory=set)
     init: int | None = None
-    counted: Counters = Counters()
-    used: Usage = Usage(cpu=0.0, memory=0, memory_peak=0, pids=0, pids_peak=0)
+    counted: Counters = field(factory=Counters)
+    used: Usage = field(factory=lambda: Usage(cpu=0.0, memory=0, memory_peak=0, pids_peak=0))
     foreign: int = 0
     holds: bool = False
     frozen: bool = False
@@ -68,7 +69,8 @@ class FakeJob:
 
     def change(self, limit: LimitName, to: float) -> float:
         self._alive()
-        self.limits = evolve(self.limits, **{limit: to if limit == "cpus" else int(to)})
+        value: Any = to if limit == "cpus" else int(to)
+        self.limits = evolve(self.limits, **{limit: value})
         if limit == "memory":
             self._let_go()
         return to

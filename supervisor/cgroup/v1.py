@@ -26,6 +26,9 @@ from supervisor.model.limits import IoLimit
 FREEZE_PATIENCE = 0.05
 """Seconds that `freeze` waits for the kernel to be done; it goes on by itself after that."""
 
+_NEAR = 64 * PAGE
+"""A peak this close to its limit has reached it: what one charge may ask (MEMCG_CHARGE_BATCH)."""
+
 
 class Memory:
     """memory.*; swap is what memory.memsw allows beyond memory.
@@ -44,12 +47,13 @@ class Memory:
         self._oom = f"{directory}/memory.oom_control"
         self._usage = f"{directory}/memory.usage_in_bytes"
         self._peak = f"{directory}/memory.max_usage_in_bytes"
-        kinds = ["memory.failcnt"]
-        if "memory.memsw.failcnt" in has:
-            kinds.append("memory.memsw.failcnt")
-        self._hits = [f"{directory}/{kind}" for kind in kinds]
-        self._above = [f"{above}/{kind}" for above in ancestors for kind in kinds]
-        self._above_before = [files.number(path) for path in self._above]
+        self._kinds = (
+            ("memory.", "memory.memsw.") if "memory.memsw.failcnt" in has else ("memory.",)
+        )
+        self._own = [f"{directory}/{kind}" for kind in self._kinds]
+        self._above = [f"{above}/{kind}" for above in ancestors for kind in self._kinds]
+        self._above_before = [files.number(f"{one}failcnt") for one in self._above]
+        self._reached_before = False
         self._swap: int | None = None
 
     def set(self, memory: int | None, swap: int | None, swappiness: int | None) -> list[Reading]:
@@ -80,10 +84,16 @@ class Memory:
         return reading
 
     def change_memory(self, to: int) -> int:
+        self._remember()
         self._place(to)
         return files.number(self._limit)
 
+    def _remember(self) -> None:
+        """What the peak says of a limit is lost once the limit has moved."""
+        self._reached_before = self._reached_before or _reached(self._own)
+
     def change_swap(self, to: int) -> int:
+        self._remember()
         self._swap = to
         memory = files.number(self._limit)
         if memory >= files.UNLIMITED:
@@ -102,41 +112,57 @@ class Memory:
 
     def counts(self) -> MemoryCounts:
         control = files.table(self._oom)
-        return MemoryCounts(
-            limit_hits=self._own_hits(),
-            oom=None,
-            oom_kills=control.get("oom_kill", 0),
-            high=0,
-            under_oom=control.get("under_oom", 0) > 0,
-        )
+        kills, asleep = control.get("oom_kill", 0), control.get("under_oom", 0) > 0
+        hits = self._failures()
+        if not hits and (kills or asleep):
+            hits = int(self._struck())
+        return MemoryCounts(limit_hits=hits, oom=None, oom_kills=kills, high=0, under_oom=asleep)
 
-    def _own_hits(self) -> int:
-        return sum(files.number(path) for path in self._hits)
+    def _failures(self) -> int:
+        return sum(files.number(f"{one}failcnt") for one in self._own)
+
+    def _struck(self) -> bool:
+        """Whether the own limit was ever reached, where failcnt does not tell.
+
+        Since kernels of 2025 (`track_failcnt` in mm/page_counter.c) memory.memsw.failcnt stays 0;
+        with no swap allowed that is the limit which strikes, and memory.failcnt stays 0 too.
+        """
+        return self._reached_before or _reached(self._own)
 
     def usage(self) -> tuple[int, int | None]:
         return files.number(self._usage), files.number(self._peak)
 
     def evidence(self) -> list[Reading]:
-        paths = (self._limit, self._peak, *self._hits, self._oom)
+        hits = (f"{one}failcnt" for one in self._own)
+        paths = (self._limit, self._peak, *hits, self._oom)
         return [Reading(path, files.read(path)) for path in paths]
 
     def foreign_oom(self) -> bool | None:
-        """A limit that strikes counts a failed charge first (mm/page_counter.c).
+        """A limit that strikes has a failed charge or a peak to show, the own or one above.
 
-        Reclaim that succeeds counts as well, so own hits beside hits above leave it open.
+        Reclaim that succeeds leaves the same traces, so where both show them it stays open.
         """
         if not files.table(self._oom).get("oom_kill", 0):
             return False
-        if not self._own_hits():
+        if not self._failures() and not self._struck():
             return True
-        above = [files.number(path) for path in self._above]
-        return False if above == self._above_before else None
+        failures = [files.number(f"{one}failcnt") for one in self._above]
+        totals = [one for one in self._above if one.endswith(".memsw.")]
+        return False if failures == self._above_before and not _reached(totals) else None
 
     def notifications(self) -> list[Notification]:
         return [
             Notification("eventfd", self._oom, self._control),
             Notification("kmsg", self._path),
         ]
+
+
+def _reached(prefixes: Iterable[str]) -> bool:
+    """Whether the highest use under one of "DIRECTORY/memory." came up to its limit."""
+    return any(
+        files.number(f"{one}limit_in_bytes") - files.number(f"{one}max_usage_in_bytes") < _NEAR
+        for one in prefixes
+    )
 
 
 class Cpu:

@@ -116,7 +116,10 @@ class Memory:
         )
 
     def _kills(self) -> int:
-        return files.table(self._all).get("oom_kill", 0)
+        """Processes killed: a group kill counts its first victim once more (mm/oom_kill.c)."""
+        events = files.table(self._all)
+        kills = events.get("oom_kill", 0)
+        return max(kills - events.get("oom_group_kill", 0), min(kills, 1))
 
     def usage(self) -> tuple[int, int | None]:
         """memory.peak is there since kernel 5.19."""

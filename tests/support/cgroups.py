@@ -1,0 +1,80 @@
+"""A cgroup of the test session's own in every hierarchy, and processes started inside of runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from supervisor.cgroup import delegate, detect, files
+from supervisor.cgroup.api import JobCgroup
+from supervisor.cgroup.v1 import Cpuset
+
+_JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 99; shift; done; shift; exec "$@"'
+
+
+@contextmanager
+def session_parent() -> Iterator[str]:
+    """Make NAME below our own cgroup in every hierarchy; what `detect` takes as `parent`.
+
+    On v2 the test process steps down into a leaf first, and back at the end.
+    """
+    name = f"supervise-test.{os.getpid()}"
+    found = detect.find(None)
+    steps: list[delegate.Step] = []
+    made: list[str] = []
+    parent = name
+    try:
+        for hierarchy in found.hierarchies:
+            directory = f"{hierarchy.base}/{name}"
+            if hierarchy.place and hierarchy.controllers:
+                steps.append(delegate.Step(hierarchy.place, f"{name}.self", "/proc"))
+                steps[-1].enable(hierarchy.controllers)
+                parent = f"{hierarchy.path}/{name}"
+            files.make(directory)
+            made.append(directory)
+            if "cpuset" in hierarchy.controllers and not hierarchy.unified:
+                Cpuset.inherit(directory)
+        yield parent
+    finally:
+        for directory in made:
+            for below in files.tree(directory):
+                files.remove(below)
+        for step in steps:
+            step.undo()
+
+
+def start(
+    job: JobCgroup, *command: str, init: bool = False, stdin: int | None = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
+    """Run `command` in the payload's cgroup (or the init's); it joins before it is executed."""
+    entry = job.entry
+    into = list(entry.init_files if init else entry.payload_files)
+    unified = entry.init_dir if init else entry.payload_dir
+    if unified:
+        into.append(f"{unified}/cgroup.procs")
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _JOIN, "sh", *into, "--", *command],
+        stdin=stdin, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def python(job: JobCgroup, code: str, **options: int | None) -> subprocess.Popen[str]:
+    """Run Python code in the payload's cgroup."""
+    return start(job, sys.executable, "-I", "-S", "-c", code, **options)  # type: ignore[arg-type]
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line a process prints: how it tells that it is where the test wants it."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> int:
+    """Wait for the process and close its streams; its status."""
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            stream.close()
+    return process.wait(timeout=30)
