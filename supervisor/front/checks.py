@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from supervisor.front.problems import Problems, found, unknown
 from supervisor.front.settings import Capacity, SupervisorSettings, plugin_name
 from supervisor.front.toml_lines import Path
-from supervisor.front.units import size_text
 from supervisor.model.job import JobSpec, PolicyName
+from supervisor.model.units import size_text
 
 
 def check_all(
@@ -68,14 +68,15 @@ def _check_capacity(job: JobSpec, capacity: Capacity, origin: Path, problems: Pr
 def _check_after(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems: Problems) -> bool:
     """Whether every name in `after` is a job or a group of jobs."""
     known = {name: None for job in jobs for name in (job.group, job.name)}
-    fine = True
+    missing: dict[str, str] = {}
     for job in jobs:
         for name in job.after:
-            if name not in known:
-                message = f"{found(name)} is no job; {unknown(name, known)}"
-                problems.add((*origins[job.name], "after"), message)
-                fine = False
-    return fine
+            if name in known:
+                continue
+            if name not in missing:
+                missing[name] = f"{found(name)} is no job; {unknown(name, known)}"
+            problems.add((*origins[job.name], "after"), missing[name])
+    return not missing
 
 
 def _check_cycle(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems: Problems) -> None:

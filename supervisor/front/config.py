@@ -14,18 +14,25 @@ from typing import Any
 from supervisor.errors import ConfigError
 from supervisor.front import toml_lines
 from supervisor.front.checks import check_all
-from supervisor.front.flags import add_job_flags, from_flags
+from supervisor.front.flags import add_job_flags, config_from_flags, from_flags
 from supervisor.front.jobs import read_jobs
 from supervisor.front.kinds import NAME, Context
 from supervisor.front.problems import Problems, dotted, found, unknown
 from supervisor.front.schema import SUPERVISOR, TOP, TOP_LATER
-from supervisor.front.settings import Capacity, Config, SupervisorSettings, plugin_name
+from supervisor.front.settings import (
+    Capacity,
+    Config,
+    SupervisorSettings,
+    default_runtime,
+    default_state,
+    plugin_name,
+)
 from supervisor.front.show import show
 from supervisor.front.tables import flatten, parse_values, plain, sane, section
 
 __all__ = [
     "Capacity", "Config", "Context", "SupervisorSettings",
-    "add_job_flags", "from_flags", "load", "parse", "plugin_name", "show",
+    "add_job_flags", "config_from_flags", "from_flags", "load", "parse", "plugin_name", "show",
 ]  # fmt: skip
 
 LARGEST_FILE = 4 * 1024 * 1024
@@ -130,8 +137,8 @@ def _supervisor(
     raw = flatten(SUPERVISOR, value, ("supervisor",), problems)
     values = parse_values(SUPERVISOR, raw, context, problems)
     single = plain(values)
-    state = Path(single.pop("state_dir", None) or _default_state(context))
-    runtime = single.pop("runtime_dir", None) or _default_runtime(context, state)
+    state = Path(single.pop("state_dir", None) or default_state(context))
+    runtime = single.pop("runtime_dir", None) or default_runtime(context, state)
     name = single.pop("name", None) or default_name(filename)
     return SupervisorSettings(
         name=name,
@@ -147,24 +154,3 @@ def default_name(filename: str) -> str:
     stem = Path(filename).name.split(".toml")[0]
     safe = re.sub(r"[^A-Za-z0-9_.-]", "-", stem).lstrip(".-")[:64]
     return safe if NAME.fullmatch(safe) else "supervise"
-
-
-def _default_state(context: Context) -> Path:
-    if context.uid == 0:
-        return Path("/var/lib/supervise")
-    return _xdg(context, "XDG_STATE_HOME", ".local/state") / "supervise"
-
-
-def _default_runtime(context: Context, state: Path) -> Path:
-    if context.uid == 0:
-        return Path("/run/supervise")
-    runtime = context.environment.get("XDG_RUNTIME_DIR", "")
-    # The specification says: a path that is not absolute is to be ignored.
-    return Path(runtime) / "supervise" if runtime.startswith("/") else state / "run"
-
-
-def _xdg(context: Context, variable: str, fallback: str) -> Path:
-    set_to = context.environment.get(variable, "")
-    if set_to.startswith("/"):
-        return Path(set_to)
-    return Path(context.environment.get("HOME", "/")) / fallback

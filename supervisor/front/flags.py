@@ -15,7 +15,7 @@ from supervisor.front.jobs import build
 from supervisor.front.kinds import Context, Kind, plugin
 from supervisor.front.problems import Problems, Wrong
 from supervisor.front.schema import BOOLEAN, JOB, Key, Setting
-from supervisor.front.settings import SupervisorSettings
+from supervisor.front.settings import Config, SupervisorSettings, default_runtime, default_state
 from supervisor.front.tables import Found, parse_values, sane
 from supervisor.front.toml_lines import Path as KeyPath
 from supervisor.model.job import JobSpec
@@ -69,6 +69,13 @@ def from_flags(args: argparse.Namespace, context: Context | None = None) -> JobS
     Relative paths start at the working directory.  Raises ConfigError, each problem as
     "--FLAG: what is wrong".
     """
+    return config_from_flags(args, context=context).jobs[0]
+
+
+def config_from_flags(
+    args: argparse.Namespace, name: str = "run", context: Context | None = None
+) -> Config:
+    """The same with an instance around it, called `name`, with the policies of `--plugin`."""
     context = context or Context(Path.cwd())
     problems = Problems(_place)
     raw = _raw(args, problems)
@@ -77,14 +84,15 @@ def from_flags(args: argparse.Namespace, context: Context | None = None) -> JobS
         problems.raise_any()
     values = parse_values(JOB, raw, context, problems)
     job = build(_name(args.command), raw, values, ("command",), problems)
-    plugins = plugin_paths(args, context, problems)
-    settings = SupervisorSettings("run", context.base, context.base, plugins)
+    plugins = _plugins(args, context, problems)
+    state = default_state(context)
+    settings = SupervisorSettings(name, state, default_runtime(context, state), plugins)
     check_all([job], settings, (), (), problems)
     problems.raise_any()
-    return job
+    return Config("the command line", settings, (job,))
 
 
-def plugin_paths(args: argparse.Namespace, context: Context, problems: Problems) -> tuple[str, ...]:
+def _plugins(args: argparse.Namespace, context: Context, problems: Problems) -> tuple[str, ...]:
     """The policies named by `--plugin`, paths made absolute."""
     result: list[str] = []
     for text in args.plugins:

@@ -1,6 +1,6 @@
 """The kinds of single values a setting can have: how each is checked and how a flag writes it.
 
-May import: `errors`, `model`, `front.units`, `front.problems`.  A parser takes what TOML gave and
+May import: `errors`, `model`, `front.problems`.  A parser takes what TOML gave and
 the `Context`, and returns the checked value or raises `Wrong`, which says what is allowed and what
 was found.  Values made of several (mounts, hooks) are in `front.compounds` and `front.actions`.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 from attrs import field, frozen
 
-from supervisor.front import units
 from supervisor.front.problems import Wrong, found, unknown
+from supervisor.model import units
 
 PAGE = 4096
 

@@ -16,7 +16,7 @@ from supervisor.front.toml_lines import Path
 
 _LONGEST_SHOWN = 60
 _MOST_LISTED = 24
-_MOST_COMPARED = 1000
+_MOST_COMPARED = 200
 
 
 class Wrong(Exception):

@@ -1,6 +1,6 @@
 """What a configuration file becomes: the instance's settings and the jobs, frozen.
 
-May import: `model`, `front.toml_lines`.
+May import: `model`, `front.toml_lines`, `front.kinds`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from supervisor.front.kinds import Context
 from supervisor.front.toml_lines import Lines
 from supervisor.model.job import JobSpec
 
@@ -59,3 +60,26 @@ class Config:
 def plugin_name(plugin: str) -> str:
     """The name a policy goes by in [policies.NAME] and in hooks: a file's is its stem."""
     return Path(plugin).stem if "/" in plugin else plugin
+
+
+def default_state(context: Context) -> Path:
+    """Where instances keep their state unless told: of the system as root, else of the user."""
+    if context.uid == 0:
+        return Path("/var/lib/supervise")
+    return _xdg(context, "XDG_STATE_HOME", ".local/state") / "supervise"
+
+
+def default_runtime(context: Context, state: Path) -> Path:
+    """Where the lock and the socket go unless told."""
+    if context.uid == 0:
+        return Path("/run/supervise")
+    runtime = context.environment.get("XDG_RUNTIME_DIR", "")
+    # The specification says: a path that is not absolute is to be ignored.
+    return Path(runtime) / "supervise" if runtime.startswith("/") else state / "run"
+
+
+def _xdg(context: Context, variable: str, fallback: str) -> Path:
+    set_to = context.environment.get(variable, "")
+    if set_to.startswith("/"):
+        return Path(set_to)
+    return Path(context.environment.get("HOME", "/")) / fallback

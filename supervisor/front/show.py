@@ -14,9 +14,9 @@ from attrs import asdict, fields
 
 from supervisor.front.problems import is_bare
 from supervisor.front.settings import Config, SupervisorSettings
-from supervisor.front.units import duration_text, size_text
 from supervisor.model.job import InlineAction, JobSpec, Mount, PolicyName, Tmpfs, UserNamespace
 from supervisor.model.limits import IoLimit
+from supervisor.model.units import duration_text, size_text
 
 _SIZES = ("memory", "swap", "read_bps", "write_bps")
 _TIMES = ("timeout", "cpu_time", "time_offset", "grace", "backoff", "max_backoff", "after")

@@ -15,10 +15,7 @@ from attrs import frozen
 from supervisor.front.kinds import Context
 from supervisor.front.problems import Problems, Wrong, dotted, found, unknown
 from supervisor.front.schema import Key, Table
-from supervisor.front.toml_lines import Path
-
-DEEPEST = 32
-"""No setting nests deeper than a few levels; this bounds what a policy's arguments may."""
+from supervisor.front.toml_lines import DEEPEST, Path
 
 
 @frozen
@@ -34,7 +31,10 @@ Values = dict[Key, Any]
 
 
 def sane(document: Mapping[str, Any], problems: Problems) -> bool:
-    """No NUL in any string (the kernel ends strings there) and no absurd nesting."""
+    """No NUL in any string (the kernel ends strings there) and no absurd nesting.
+
+    No setting nests deeper than a few levels: that bounds only what a policy's arguments may.
+    """
     fine = True
     stack: list[tuple[Path, Any]] = [((), document)]
     while stack:

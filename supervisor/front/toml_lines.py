@@ -14,6 +14,9 @@ from functools import cached_property
 Path = tuple[str | int, ...]
 """The way to a value: keys, and indexes into arrays."""
 
+DEEPEST = 32
+"""Levels that are told apart; what is below has the line of what it is in."""
+
 _BARE_END = " \t\r\n.=]#,{}["
 _SCALAR_END = ",]}#\n"
 
@@ -75,7 +78,8 @@ class _Scanner:
             if path in self.elements and (double or not last):
                 path = (*path, self.elements[path])
                 self.note(path, line)
-        self.lines[path] = line
+        if len(path) <= DEEPEST:
+            self.lines[path] = line
         self.step(2 if double else 1)
         return path
 
@@ -174,7 +178,8 @@ class _Scanner:
         self.at += count
 
     def note(self, path: Path, line: int) -> None:
-        self.lines.setdefault(path, line)
+        if len(path) <= DEEPEST:
+            self.lines.setdefault(path, line)
 
 
 def _unescaped(content: str) -> str:

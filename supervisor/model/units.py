@@ -18,7 +18,7 @@ DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST = 100 * 365 * 86400.0
 """A hundred years, in seconds: further than any clock here is asked to count."""
 
-_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(?:i?)(B?)", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*(?:([KMGT])(i?B)?|B)?", re.IGNORECASE | re.ASCII)
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", re.ASCII)
 _DURATION = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)(ms|s|m|h|d)", re.ASCII)
 
@@ -28,11 +28,11 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError("not a number with one of the units K, M, G, T")
-    number, unit, byte = match.groups()
-    if unit and byte and "i" not in text.lower():
-        raise ValueError(f'the base is 1024 here: write "{number}{unit.upper()}"')
-    exact = float(number) * SIZE_UNITS[unit.upper()]
-    result = int(number) * SIZE_UNITS[unit.upper()] if "." not in number else int(exact)
+    number, unit, suffix = match[1], (match[2] or "").upper(), match[3] or ""
+    if suffix.upper() == "B":
+        raise ValueError(f'the base is 1024 here: write "{number}{unit}"')
+    scale = SIZE_UNITS[unit]
+    result = int(float(number) * scale) if "." in number else int(number) * scale
     if result > LARGEST_SIZE:
         raise ValueError("larger than 2^63 - 1 bytes")
     return result

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from supervisor.errors import ConfigError
-from supervisor.front.config import add_job_flags, from_flags
+from supervisor.front.config import add_job_flags, config_from_flags, from_flags
 from supervisor.front.schema import JOB
 from tests.unit.test_config_parse import CONTEXT, job
 
@@ -93,6 +93,18 @@ def test_flags_say_what_a_file_says():
         "oom", "--plugin", "./p.py",
     )  # fmt: skip
     assert spec == job(IN_A_FILE, "true")
+
+
+def test_an_instance_for_the_job_and_its_policies():
+    parser = argparse.ArgumentParser()
+    add_job_flags(parser)
+    args = parser.parse_args(["--plugin", "grow-memory", "--plugin", "./p.py"])
+    args.command = ["./dir/my prog"]
+    config = config_from_flags(args, "run-1", CONTEXT)
+    assert config.supervisor.name == "run-1"
+    assert config.supervisor.plugins == ("grow-memory", "/etc/batch/p.py")
+    assert str(config.supervisor.state_dir) == "/var/lib/supervise"
+    assert [one.name for one in config.jobs] == ["my-prog"]
 
 
 def test_no_flags_at_all():

@@ -14,7 +14,6 @@ from supervisor.front import example
 from supervisor.front.config import Config, Context, SupervisorSettings, parse, show
 from supervisor.front.matrix import group_of
 from supervisor.front.show import toml
-from supervisor.front.units import LARGEST_SIZE, LONGEST
 from supervisor.model import (
     HOOKS,
     InlineAction,
@@ -29,6 +28,7 @@ from supervisor.model import (
     Tmpfs,
     UserNamespace,
 )
+from supervisor.model.units import LARGEST_SIZE, LONGEST
 from tests.unit.test_config_flags import IN_A_FILE
 from tests.unit.test_config_parse import CONTEXT, read
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.front import units
+from supervisor.model import units
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,24 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "M", "-1M", "1X", "1e3", "0x10", "1 000", "٣M", "nan", "1.M", "9" * 21, "8388608T"]
+    "text",
+    [
+        "",
+        "M",
+        "-1M",
+        "1X",
+        "1e3",
+        "0x10",
+        "1 000",
+        "٣M",
+        "nan",
+        "1.M",
+        "9" * 21,
+        "8388608T",
+        "5i",
+        "5iB",
+        "iB",
+    ],
 )
 def test_what_is_no_size(text):
     with pytest.raises(ValueError):
