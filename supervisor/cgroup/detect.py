@@ -94,7 +94,9 @@ def find(parent: str | None, *, root: str = "/", proc: str = "/proc/self") -> Fo
             hierarchies.append(found)
             names = found.controllers if found.unified else frozenset()
         else:
-            obstacles.update(dict.fromkeys(names or CONTROLLERS, found))
+            # a controller bound to a v1 hierarchy cannot be had from the unified one
+            for name in names or CONTROLLERS:
+                obstacles.setdefault(name, found)
     at_hand = frozenset().union(*(h.controllers for h in hierarchies))
     return Found(
         tuple(hierarchies),
