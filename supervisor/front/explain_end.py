@@ -50,16 +50,13 @@ def _signal_name(number: int | None) -> str:
 
 
 def _failed(record: RunRecord) -> tuple[str, str]:
-    text = f"the command ended with exit code {record.exit_code}{_after(record)}, by itself"
-    if record.exit_code in (126, 127):
+    code = record.exit_code or 0
+    text = f"the command ended by itself with exit code {record.exit_code}{_after(record)}"
+    if code in (126, 127):
         return f"{text} (a shell's way to say it could not run a program)", ""
-    if record.exit_code is not None and record.exit_code > 128:
-        number = record.exit_code - 128
-        return (
-            f"{text} (a shell says so when {_signal_name(number)} ended its child; "
-            "no limit was involved)",
-            "",
-        )
+    if 128 < code <= 128 + signal.SIGRTMAX:
+        child = f"a shell says so when {_signal_name(code - 128)} ended its child"
+        return f"{text} ({child}; no limit was involved)", ""
     return text, ""
 
 

@@ -11,6 +11,7 @@ other one.  May import: `errors`, `model`, trio, rich (inside functions).
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
@@ -266,10 +267,12 @@ class Live:
         await trio.to_thread.run_sync(self._refresh, live, status, abandon_on_cancel=True)
 
     def _refresh(self, live: RichLive, status: InstanceStatus) -> None:
-        width, height = self._console.size
         try:
+            # Of this stream: rich asks standard input first.  0 is what a serial line says.
+            width, height = os.get_terminal_size(self._stream.fileno())
+            self._console.size = (width or 80, height or 24)
             self._above()
-            live.update(table(status, self._clock(), width, height))
+            live.update(table(status, self._clock(), *self._console.size))
             if not live.is_started:
                 live.start()
             live.refresh()
