@@ -75,6 +75,4 @@ class Ignore:
     """Decide, so that nobody further down is asked, that nothing is to be done."""
 
 
-Action = (
-    RaiseLimit | KillJob | SignalJob | Freeze | Thaw | Retry | StopAll | Notify | Ignore
-)
+Action = RaiseLimit | KillJob | SignalJob | Freeze | Thaw | Retry | StopAll | Notify | Ignore

@@ -1,11 +1,11 @@
 """The states of a job and the one table of its transitions.
 
-    waiting ──► starting ──► running ◄──► held | frozen
-       │            │           │           │
-       │            ▼           ▼           ▼
-       │         ended ◄──── stopping ◄─────┘
-       │           │
-       └─► ended   └─► backoff ──► starting      (a further attempt)
+waiting ──► starting ──► running ◄──► held | frozen
+   │            │           │           │
+   │            ▼           ▼           ▼
+   │         ended ◄──── stopping ◄─────┘
+   │           │
+   └─► ended   └─► backoff ──► starting      (a further attempt)
 """
 
 from __future__ import annotations
