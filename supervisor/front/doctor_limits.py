@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EAGAIN
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from supervisor.cgroup.api import CgroupManager, JobCgroup
+from supervisor.cgroup.api import CgroupManager, JobCgroup, Notification
 from supervisor.errors import LimitError, SupervisorError
 from supervisor.front.doctor_trial import Check, Outcome, Verdict, attempt
 from supervisor.linux import syscalls
+from supervisor.linux.inotify import Inotify
 from supervisor.model.limits import IoLimit, Limits
 
 MIB = 1 << 20
@@ -43,6 +44,7 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
     cpu = str(min(os.sched_getaffinity(0)))
     return [
         of("memory limit", Limits(memory=MEMORY), _memory, True),
+        of("memory events", Limits(memory=MEMORY), _events, True),
         of("swap limit", Limits(memory=MEMORY, swap=0), _swap),
         of("pids limit", Limits(pids=PIDS), _pids, True),
         of("cpus limit", Limits(cpus=CPUS), _cpus, True),
@@ -117,6 +119,39 @@ def _memory(group: JobCgroup) -> tuple[Verdict, str]:
     if outcome.failure:
         return _failed(outcome)
     return "accounted only", f"{LOAD // MIB} MiB fitted into {MEMORY // MIB} MiB"
+
+
+def _events(group: JobCgroup) -> tuple[Verdict, str]:
+    """The kernel tells of the limit by itself: eventfd on v1, inotify on v2."""
+    for told in group.notifications:
+        if told.kind == "eventfd":
+            return _told_by(_eventfd(told), group, f"an eventfd for {Path(told.path).name}")
+        if told.kind == "inotify" and "memory" in told.path:
+            watch = Inotify()
+            watch.add(told.path)
+            return _told_by(watch, group, f"inotify on {Path(told.path).name}")
+    return "unavailable", "the kernel has no file to notify with"
+
+
+def _eventfd(told: Notification) -> BinaryIO:
+    """Registered by cgroup.event_control (cgroup-v1/memory.rst, "oom_control")."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    with Path(told.path).open("rb") as target:
+        Path(told.control).write_text(f"{fd} {target.fileno()}")
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def _told_by(source: BinaryIO | Inotify, group: JobCgroup, how: str) -> tuple[Verdict, str]:
+    try:
+        outcome = _inside(group, lambda: _touch(LOAD))
+        # What was told lies in the queue: nothing is waited for.
+        if select.select([source.fileno()], [], [], 0)[0]:
+            return "enforced", f"told by {how}"
+    finally:
+        source.close()
+    if outcome.signal is None:
+        return _failed(outcome)
+    return "unavailable", f"not told by {how}"
 
 
 def _touch(size: int) -> None:
