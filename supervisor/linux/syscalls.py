@@ -158,7 +158,7 @@ def umount(target: str, flags: int = c.MNT_DETACH) -> None:
 def open_tree(path: str, *, recursive: bool) -> int:
     """open_tree(2): a detached copy of the mount at `path`, as a descriptor (Linux 5.2)."""
     flags = c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC | (c.AT_RECURSIVE if recursive else 0)
-    fd = _syscall(SYS_OPEN_TREE, c.AT_FDCWD, _path(path), ctypes.c_uint(flags))
+    fd: int = _syscall(SYS_OPEN_TREE, c.AT_FDCWD, _path(path), ctypes.c_uint(flags))
     if fd < 0:
         raise _fail("open_tree", path)
     return fd

@@ -1,0 +1,117 @@
+"""From a JobSpec to the Request that the launcher carries out, and to the lines `plan` prints.
+
+May import: `errors`, `model`, `linux`, `cgroup.api`, the rest of `container`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from supervisor.cgroup.api import Entry
+from supervisor.container import host, rootfs, users
+from supervisor.container.protocol import Request
+from supervisor.errors import SpawnError
+from supervisor.linux import constants as c
+from supervisor.model.job import JobSpec
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def request(
+    spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: rootfs.Layers
+) -> Request:
+    """All that is needed to start `spec`; raises SpawnError for what can be told ahead."""
+    identity = users.look_up(spec.root, spec.user, spec.user_group)
+    env = environment(spec, identity)
+    user_map = _user_map(spec, facts, identity)
+    return Request(
+        run=run,
+        flags=host.clone_flags(network=spec.network == "none", user=user_map is not None),
+        user_map=user_map,
+        init_files=entry.init_files,
+        init_dir=entry.init_dir,
+        payload_files=entry.payload_files,
+        payload_dir=entry.payload_dir,
+        operations=tuple(op.pack() for op in rootfs.plan(spec, facts, layers)),
+        hostname=spec.hostname or spec.name[:64],
+        loopback=spec.network == "none",
+        time_offset=spec.time_offset,
+        argv=tuple(os.fsencode(word) for word in spec.command),
+        env={os.fsencode(k): os.fsencode(v) for k, v in env.items()},
+        search=tuple(os.fsencode(d or ".") for d in env["PATH"].split(":")),
+        uid=identity.uid,
+        gid=identity.gid,
+        groups=identity.groups,
+        drop_capabilities=facts.dropped_capabilities,
+        open_files=spec.limits.open_files,
+        working_dir=spec.working_dir,
+    )
+
+
+def environment(spec: JobSpec, identity: users.Identity) -> dict[str, str]:
+    """What the payload gets: nothing of the supervisor's own but what `spec` says."""
+    name = identity.name or str(identity.uid)
+    base = {"PATH": PATH, "HOME": identity.home, "USER": name, "LOGNAME": name}
+    return base | dict(spec.environment)
+
+
+def _user_map(
+    spec: JobSpec, facts: host.Facts, identity: users.Identity
+) -> tuple[int, int, int] | None:
+    namespace = spec.user_namespace
+    if namespace.kind == "host":
+        if facts.privileged:
+            return None
+        raise SpawnError("user_namespace", 1, "", "", hint=WITHOUT_PRIVILEGE)
+    if identity.uid >= namespace.size or identity.gid >= namespace.size:
+        why = f"user {identity.uid}:{identity.gid} is outside of its {namespace.size} mapped ids"
+        raise SpawnError("user", 0, "", why, hint="leave out user, or map more ids")
+    if namespace.kind == "map":
+        return (0, namespace.host_id, namespace.size)
+    return (0, os.geteuid(), 1)
+
+
+WITHOUT_PRIVILEGE = (
+    "namespaces and cgroups need CAP_SYS_ADMIN: run as root; or give the job "
+    'user_namespace = "self" and supervise a delegated cgroup (systemd-run --user --scope '
+    '-p Delegate=yes); or set on_missing = "warn" to run without the limits'
+)
+
+
+def describe(request: Request) -> Iterator[str]:
+    """The steps of a start in their order, a line each."""
+    from supervisor.container import mounts
+
+    names = [name for flag, name in c.CLONE_NAMES.items() if request.flags & flag]
+    yield "clone3 " + " | ".join([*names, "CLONE_PARENT", "CLONE_PIDFD"])
+    if request.user_map:
+        inside, outside, count = request.user_map
+        yield f"write /proc/PID/uid_map, gid_map: {inside} {outside} {count}"
+    for path in request.init_files:
+        yield f"init: write 0 > {path}"
+    if request.init_dir:
+        yield f"init: CLONE_INTO_CGROUP {request.init_dir}"
+    for operation in request.operations:
+        yield "init: " + mounts.unpack(operation).describe()
+    yield from _describe_rest(request)
+
+
+def _describe_rest(request: Request) -> Iterator[str]:
+    if request.loopback:
+        yield "init: ip link set lo up"
+    yield f"init: hostname {request.hostname}"
+    if request.time_offset is not None:
+        yield f"init: unshare CLONE_NEWTIME, offset {request.time_offset} s"
+    into = f", CLONE_INTO_CGROUP {request.payload_dir}" if request.payload_dir else ""
+    yield f"init: clone3 the payload{into}"
+    for path in request.payload_files:
+        yield f"payload: write 0 > {path}"
+    yield "payload: unshare CLONE_NEWCGROUP, setsid, close all but 0 1 2"
+    if request.open_files is not None:
+        yield f"payload: setrlimit NOFILE {request.open_files}"
+    yield f"payload: drop {len(request.drop_capabilities)} capabilities from the bounding set"
+    groups = ",".join(map(str, request.groups))
+    yield f"payload: setgroups {groups}, setresgid {request.gid}, setresuid {request.uid}"
+    yield f"payload: PR_SET_NO_NEW_PRIVS, chdir {request.working_dir}"
+    yield "payload: execve " + " ".join(os.fsdecode(word) for word in request.argv)

@@ -1,0 +1,199 @@
+"""What the cloned child does before it is the job's init, and what the payload does before exec.
+
+Runs between clone and exec in a copy of the launcher: no import, and as few allocations as can be
+(each page touched is a fault).  The order is the contract: cgroup first, so that nothing happens
+outside of it; mounts; pivot_root; then what needs privilege, then the loss of privilege, then exec.
+"""
+
+from __future__ import annotations
+
+import _signal  # `signal` would import enum
+import _socket
+import fcntl
+import os
+
+from supervisor.linux import caps, constants, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from supervisor.container.mounts import Operation
+    from supervisor.container.protocol import Request
+
+_IFREQ_LO = (
+    b"lo".ljust(16, b"\0")
+    + (constants.IFF_UP | constants.IFF_RUNNING).to_bytes(2, "little")
+    + bytes(22)
+)
+ALL_SIGNALS = frozenset(range(1, 65)) - {32, 33}
+"""The two between are glibc's own."""
+_NO_SIGNALS: frozenset[int] = frozenset()
+
+
+class StageError(Exception):
+    """A step before exec failed: `stage` and `path` beside the OSError it wraps."""
+
+    def __init__(self, stage: str, error: OSError, path: str = "", text: str = "") -> None:
+        super().__init__(stage)
+        self.stage = stage
+        self.errno = error.errno or 0
+        named = getattr(error, "path", None) or error.filename or ""
+        self.path = path or (os.fsdecode(named) if isinstance(named, (str, bytes)) else "")
+        self.text = text or getattr(error, "operation", "") or ("" if error.errno else str(error))
+
+
+class PayloadCgroup:
+    """The payload's cgroup, held open from before pivot_root: its paths are gone after."""
+
+    __slots__ = ("directory", "fallback", "files")
+
+    def __init__(self, files: tuple[str, ...], directory: str | None) -> None:
+        self.files = [_open_to_join(path) for path in files]
+        self.directory = -1
+        self.fallback = -1
+        if directory is not None:
+            self.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open_fallback(self) -> None:
+        """For clone(2), which cannot take a cgroup: the child writes "0" here instead."""
+        self.fallback = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.directory)
+
+    def join(self) -> None:
+        for fd in self.files:
+            os.write(fd, b"0")
+        if self.fallback >= 0:
+            os.write(self.fallback, b"0")
+
+    def close(self) -> None:
+        for fd in (*self.files, self.directory, self.fallback):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _open_to_join(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def join_cgroup(files: tuple[str, ...]) -> None:
+    """Write "0" (this task) into each v1 `tasks` or v2 `cgroup.procs` file."""
+    for path in files:
+        try:
+            fd = _open_to_join(path)
+            try:
+                os.write(fd, b"0")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StageError("cgroup", error, path) from None
+
+
+def set_up(request: Request, operations: list[Operation], context: object) -> None:
+    """Make this process's new namespaces a container: mounts, network, host name, clocks."""
+    for operation in operations:
+        try:
+            operation.execute(context)  # type: ignore[arg-type]
+        except OSError as error:
+            raise StageError("mounts", error, text=operation.describe()) from None
+    if request.loopback:
+        _guard("network", loopback_up)
+    if request.hostname:
+        _guard("hostname", syscalls.sethostname, request.hostname)
+    if request.time_offset is not None:
+        _guard("time_namespace", _shift_clocks, request.time_offset)
+
+
+def loopback_up() -> None:
+    """SIOCSIFFLAGS on `lo` (netdevice(7))."""
+    with _socket_of_ioctl() as fd:
+        fcntl.ioctl(fd, constants.SIOCSIFFLAGS, _IFREQ_LO)
+
+
+class _socket_of_ioctl:
+    def __enter__(self) -> int:
+        self.socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0)
+        return self.socket.fileno()
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+def _shift_clocks(seconds: float) -> None:
+    """A time namespace for the children to come (time_namespaces(7)).
+
+    Its offsets can be written until the first process enters it.
+    """
+    syscalls.unshare(constants.CLONE_NEWTIME)
+    whole = int(seconds // 1)
+    nanoseconds = int((seconds - whole) * 1e9)
+    with open("/proc/self/timens_offsets", "wb", buffering=0) as file:  # noqa: PTH123
+        file.write(b"monotonic %d %d\nboottime %d %d\n" % (whole, nanoseconds, whole, nanoseconds))
+
+
+def _guard(stage: str, function: object, *arguments: object) -> None:
+    try:
+        function(*arguments)  # type: ignore[operator]
+    except OSError as error:
+        raise StageError(stage, error) from None
+
+
+def run_payload(request: Request, cgroup: PayloadCgroup, streams: tuple[int, int, int]) -> NoReturn:
+    """From the clone to exec; raises StageError when it could not get there."""
+    _guard("payload_cgroup", cgroup.join)
+    _guard("payload_cgroup", syscalls.unshare, constants.CLONE_NEWCGROUP)
+    os.setsid()
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    syscalls.close_range(3, 0x7FFFFFFF, constants.CLOSE_RANGE_CLOEXEC)
+    if request.open_files is not None:
+        _guard(
+            "rlimits",
+            syscalls.setrlimit,
+            constants.RLIMIT_NOFILE,
+            request.open_files,
+            request.open_files,
+        )
+    _guard("capabilities", caps.drop_bounding, request.drop_capabilities)
+    _guard("user", _become, request)
+    _guard("capabilities", syscalls.prctl, constants.PR_SET_NO_NEW_PRIVS, 1)
+    try:
+        os.chdir(request.working_dir)
+    except OSError as error:
+        raise StageError("working_dir", error, request.working_dir) from None
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, _NO_SIGNALS)
+    _exec(request)
+
+
+def _become(request: Request) -> None:
+    if request.user_map is None or request.user_map[2] > 1:
+        os.setgroups(request.groups)
+    os.setresgid(request.gid, request.gid, request.gid)
+    os.setresuid(request.uid, request.uid, request.uid)
+
+
+def _exec(request: Request) -> NoReturn:
+    """execve, along the search path as execvp(3) does: EACCES is remembered, ENOENT passed over."""
+    name = request.argv[0]
+    candidates = (name,) if b"/" in name else tuple(d + b"/" + name for d in request.search)
+    failure = StageError("exec", FileNotFoundError(2, ""), os.fsdecode(name))
+    for path in candidates:
+        try:
+            os.execve(path, request.argv, request.env)
+        except OSError as error:
+            if error.errno in (2, 20) and len(candidates) > 1:  # ENOENT, ENOTDIR
+                continue
+            failure = StageError("exec", error, os.fsdecode(path))
+            if error.errno != 13:  # EACCES: perhaps further down there is one that may
+                break
+    raise failure
+
+
+def own_signals() -> None:
+    """Block all, ignore none: a PID 1 without handlers keeps blocked signals for sigwaitinfo.
+
+    An ignored signal would stay ignored in the payload: Python ignores SIGPIPE and SIGXFSZ, nohup
+    SIGHUP.
+    """
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ALL_SIGNALS)
+    for number in ALL_SIGNALS - {9, 19}:
+        _signal.signal(number, _signal.SIG_DFL)

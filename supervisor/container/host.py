@@ -1,0 +1,157 @@
+"""What a container's plan depends on of the host, looked up once and kept current.
+
+May import: `errors`, `linux`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from attrs import frozen
+
+from supervisor.linux import caps, constants, proc
+
+PSEUDO = frozenset(
+    [
+        "autofs",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nsfs",
+        "proc",
+        "pstore",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "sysfs",
+        "tracefs",
+    ]
+)
+"""File systems that are windows on the kernel: no part of a root."""
+
+OWN = ("/dev", "/proc", "/run", "/sys", "/tmp")
+"""What every job gets an own one of; whatever the host has mounted below stays out."""
+
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+)
+"""Hidden as OCI runtimes do: they tell of the host, or of its memory."""
+
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""Settings of the whole machine, which the root of a job could write without a user namespace."""
+
+
+@frozen
+class Facts:
+    """The host as a plan sees it.
+
+    submounts   mount points of real file systems below /, outside of what a job has its own of
+    pseudo      mount points of pseudo file systems at unusual places
+    masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
+    """
+
+    work: str
+    privileged: bool
+    submounts: tuple[str, ...] = ()
+    pseudo: tuple[str, ...] = ()
+    masked: tuple[tuple[str, bool], ...] = ()
+    read_only: tuple[str, ...] = ()
+    dropped_capabilities: tuple[int, ...] = ()
+
+
+class Host:
+    """`facts()` is read from /proc once, and again only when the kernel says the mounts changed.
+
+    poll(2) on mountinfo tells of a change since the last read by POLLERR (proc_pid_mounts(5)).
+    """
+
+    def __init__(self, work: str) -> None:
+        self._work = work
+        self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLERR | select.POLLPRI)
+        self._facts: Facts | None = None
+
+    def facts(self) -> Facts:
+        if self._facts is None or self._poll.poll(0):
+            self._facts = look(self._work)
+        return self._facts
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def look(work: str) -> Facts:
+    """The host now.  Raises KernelError when /proc cannot be read."""
+    submounts, pseudo = split(proc.mountinfo())
+    known = range(caps.last_capability() + 1)
+    return Facts(
+        work=work,
+        privileged=os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1),
+        submounts=submounts,
+        pseudo=pseudo,
+        masked=tuple((path, os.path.isdir(path)) for path in MASKED if os.path.exists(path)),
+        read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
+        dropped_capabilities=tuple(n for n in known if n not in caps.JOB_DEFAULT),
+    )
+
+
+def split(mounts: list[proc.Mount]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mount points a host root shows (shallow first), and those it must not."""
+    real: dict[str, None] = {}
+    pseudo: dict[str, None] = {}
+    for mount in mounts:
+        point = mount.mount_point
+        if point == "/" or inside(point, OWN):
+            continue
+        kind = pseudo if mount.fstype in PSEUDO else real
+        kind[point] = None
+        (real if kind is pseudo else pseudo).pop(point, None)  # a later mount hides an earlier
+    return tuple(sorted(real)), tuple(sorted(pseudo))
+
+
+def inside(path: str, tops: tuple[str, ...]) -> bool:
+    """Whether `path` is one of `tops` or below one."""
+    return any(path == top or path.startswith(top.rstrip("/") + "/") for top in tops)
+
+
+def on_overlay(path: str) -> bool:
+    """Whether `path` lies on overlayfs, which refuses to be the upper layer of another."""
+    for mount in sorted(proc.mountinfo(), key=lambda m: len(m.mount_point), reverse=True):
+        if inside(path, (mount.mount_point,)):
+            return mount.fstype == "overlay"
+    return False
+
+
+def clone_flags(*, network: bool, user: bool) -> int:
+    """The namespaces of a job's init; cgroup and time are unshared later, by those they are for."""
+    flags = (
+        constants.CLONE_NEWPID
+        | constants.CLONE_NEWNS
+        | constants.CLONE_NEWUTS
+        | constants.CLONE_NEWIPC
+    )
+    if network:
+        flags |= constants.CLONE_NEWNET
+    if user:
+        flags |= constants.CLONE_NEWUSER
+    return flags

@@ -1,0 +1,230 @@
+"""The launcher: a lean, single-threaded interpreter that clones jobs on request.
+
+Started once by `spawn`, as `python -I -S -c … WORK CONTROL`: its work directory, and the number of
+the control socket.  A raw clone costs ~40 µs per resident MB and must not happen in a process with
+threads: hence a process of its own, whose memory holds this file, `child`, `init`, `mounts` and
+the standard library's C modules.  Jobs' inits are cloned with CLONE_PARENT: they are the
+supervisor's children, and outlive the launcher.
+
+It owns a mount namespace of its own, in which WORK is a tmpfs: WORK/root, where a job's root is put
+together, and WORK/dev, the skeleton of every job's /dev.  The host sees an empty directory.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import marshal
+import os
+import sys
+
+from supervisor.container import child, init, mounts, protocol
+from supervisor.errors import KernelError
+from supervisor.linux import caps, constants, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from supervisor.container.protocol import Request
+
+_FD_SIZE = 4
+
+
+def main() -> None:
+    """Serve requests until the supervisor's end of the control socket is closed."""
+    os.umask(0o022)
+    os.setsid()  # Ctrl-C is the supervisor's to handle
+    child.own_signals()
+    syscalls.set_name("supervise:launch")
+    if os.geteuid() == 0:
+        prepare_work(sys.argv[1])
+        syscalls.clear_inheritable_capabilities(caps.effective())
+    number = int(sys.argv[2])
+    control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, number)
+    os.set_inheritable(number, False)
+    control.send(marshal.dumps("ready"))
+    forget_imports()
+    while serve_one(control):
+        pass
+
+
+def prepare_work(work: str) -> None:
+    """The mount namespace and the tmpfs described above; raises KernelError."""
+    syscalls.unshare(constants.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, constants.MS_REC | constants.MS_SLAVE)
+    syscalls.mount("supervise", work, "tmpfs", constants.MS_NOSUID, "mode=700,size=1M")
+    for name in ("root", "dev", "dev/pts", "dev/shm"):
+        os.mkdir(f"{work}/{name}", 0o755)
+    for name, major, minor in mounts.DEV_NODES:
+        mounts.MakeNode(path=f"{work}/dev/{name}", major=major, minor=minor).execute(_NOTHING)
+    for name, target in mounts.DEV_LINKS:
+        os.symlink(target, f"{work}/dev/{name}")
+
+
+_NOTHING = mounts.Context()
+
+
+def forget_imports() -> None:
+    """From now on nothing can be imported: a child's / is somebody else's.
+
+    The garbage collector stays off: a collection would touch every page, and copy it.
+    """
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+
+
+def serve_one(control: _socket.socket) -> bool:
+    """One request and its answer; False at the end of the supervisor."""
+    data, fds = receive(control)
+    if not data:
+        return False
+    try:
+        pid, pidfd = launch(control, data, fds)
+    except KernelError as error:
+        answer = protocol.pack(
+            protocol.REFUSED, "clone", error.errno, error.path or "", error.operation
+        )
+        send(control, answer, ())
+    except (ValueError, TypeError, EOFError) as error:
+        send(control, protocol.pack(protocol.REFUSED, "request", 0, "", repr(error)), ())
+    else:
+        send(control, protocol.pack(protocol.CLONED, pid), (pidfd,))
+        os.close(pidfd)
+    for fd in fds:
+        os.close(fd)
+    return True
+
+
+def receive(control: _socket.socket) -> tuple[bytes, list[int]]:
+    """A message and its descriptors; a long one came as a memfd, the last of them."""
+    space = _socket.CMSG_SPACE(_FD_SIZE * (len(protocol.DESCRIPTORS) + 1))
+    data, ancillary, _, _ = control.recvmsg(protocol.MAX_MESSAGE, space, _socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for _level, _kind, raw in ancillary:
+        fds += [
+            int.from_bytes(raw[at : at + _FD_SIZE], sys.byteorder)
+            for at in range(0, len(raw) - len(raw) % _FD_SIZE, _FD_SIZE)
+        ]
+    if len(fds) > len(protocol.DESCRIPTORS):
+        memfd = fds.pop()
+        data = os.pread(memfd, os.fstat(memfd).st_size, 0)
+        os.close(memfd)
+    return data, fds
+
+
+def send(control: _socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
+    raw = b"".join(fd.to_bytes(_FD_SIZE, sys.byteorder) for fd in fds)
+    ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, raw)] if fds else []
+    control.sendmsg([data], ancillary)
+
+
+def launch(control: _socket.socket, data: bytes, fds: list[int]) -> tuple[int, int]:
+    """Clone the init of the job that `data` describes; its pid and pidfd."""
+    request = protocol.Request.unpack(data)
+    named = init.Descriptors(fds)
+    operations = [mounts.unpack(operation) for operation in request.operations]
+    gate = os.pipe2(os.O_CLOEXEC) if request.user_map is not None else None
+    flags = request.flags | constants.CLONE_PARENT | constants.CLONE_PIDFD
+    pid, pidfd = clone_init(flags, request)
+    if pid == 0:
+        be_init(request, named, operations, control, gate)
+    if gate is not None:
+        open_gate(gate, pid, request)
+    return pid, pidfd
+
+
+def clone_init(flags: int, request: Request) -> tuple[int, int]:
+    """Into the init's unified cgroup at once where the kernel can, else the child joins it."""
+    if request.init_dir is None:
+        return syscalls.clone(flags, exit_signal=0)
+    directory = os.open(request.init_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return syscalls.clone(flags, exit_signal=0, cgroup_fd=directory)
+    except KernelError as error:
+        if error.errno != 38:  # ENOSYS: no clone3, by age or by a seccomp filter
+            raise
+    finally:
+        os.close(directory)
+    request.init_files = (*request.init_files, request.init_dir + "/cgroup.procs")
+    return syscalls.clone(flags, exit_signal=0)
+
+
+def open_gate(gate: tuple[int, int], pid: int, request: Request) -> None:
+    """Write the id maps of the child's user namespace (user_namespaces(7)), then let it go on.
+
+    A child that cannot be mapped reads end of file and says so itself.
+    """
+    reader, writer = gate
+    os.close(reader)
+    try:
+        write_maps(pid, request)
+        os.write(writer, b"0")
+    except OSError as error:
+        os.write(writer, b"%d" % (error.errno or 5))
+    finally:
+        os.close(writer)
+
+
+def write_maps(pid: int, request: Request) -> None:
+    assert request.user_map is not None
+    inside, outside, count = request.user_map
+    files = [("uid_map", outside), ("gid_map", outside)]
+    if os.geteuid() != 0:
+        write_file(f"/proc/{pid}/setgroups", b"deny")
+        files = [("uid_map", os.geteuid()), ("gid_map", os.getegid())]
+    for name, host in files:
+        write_file(f"/proc/{pid}/{name}", b"%d %d %d\n" % (inside, host, count))
+
+
+def write_file(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def be_init(
+    request: Request,
+    fds: init.Descriptors,
+    operations: list[mounts.Operation],
+    control: _socket.socket,
+    gate: tuple[int, int] | None,
+) -> NoReturn:
+    """The child's whole life; whatever goes wrong is one message, and the end."""
+    try:
+        control.close()
+        if gate is not None:
+            pass_gate(gate)
+        child.join_cgroup(request.init_files)
+        try:
+            cgroup = child.PayloadCgroup(request.payload_files, request.payload_dir)
+        except OSError as error:
+            raise child.StageError("payload_cgroup", error) from None
+        child.set_up(request, operations, mounts.Context())
+        syscalls.set_name("supervise:init")
+        init.run(request, cgroup, fds)
+    except child.StageError as error:
+        os.write(fds.status, init.failed(error))
+    except BaseException as error:
+        os.write(fds.status, protocol.pack(protocol.FAILED, "init", 0, "", repr(error)))
+    finally:
+        os._exit(127)
+
+
+def pass_gate(gate: tuple[int, int]) -> None:
+    """Wait until the id maps are written, then become the namespace's root."""
+    reader, writer = gate
+    os.close(writer)
+    answer = os.read(reader, 16)
+    os.close(reader)
+    if answer != b"0":
+        raise child.StageError("user_namespace", OSError(int(answer or b"5"), ""), "uid_map")
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)

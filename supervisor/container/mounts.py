@@ -1,0 +1,314 @@
+"""File-system set-up as a list of values: each operation can be described, and executed.
+
+The plan is computed by `rootfs` in the supervisor, travels as tuples, and is executed in one place,
+by the job's init in its new mount namespace.  Everything after `PivotRoot` names paths inside the
+job's root, so that no link in it leads out; what is bound from the host is opened by `OpenTree`
+before.  Loaded by the launcher.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.linux import constants as c
+from supervisor.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DEV_NODES = (
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+)
+DEV_LINKS = (
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+)
+"""What is in a job's /dev, beside pts and shm: (name, major, minor), (name, target)."""
+
+
+class Context:
+    """What operations hand to one another: detached mounts by number, the old root."""
+
+    __slots__ = ("old_root", "trees")
+
+    def __init__(self) -> None:
+        self.trees: dict[int, int] = {}
+        self.old_root = -1
+
+
+class Operation:
+    """One step: `describe()` as a shell-like line, `execute()` for real (KernelError)."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __init__(self, **values: Any) -> None:
+        for name in self.__slots__:
+            setattr(self, name, values.pop(name))
+        if values:
+            raise TypeError(f"unknown fields: {', '.join(values)}")
+
+    def pack(self) -> tuple[Any, ...]:
+        return (type(self).__name__, *(getattr(self, name) for name in self.__slots__))
+
+    def describe(self) -> str:
+        raise NotImplementedError
+
+    def execute(self, context: Context) -> None:
+        raise NotImplementedError
+
+
+class PrivatePropagation(Operation):
+    """From here on no mount is seen by the host, and none of the host's arrives."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "mount --make-rprivate /"
+
+    def execute(self, context: Context) -> None:
+        syscalls.mount(None, "/", None, c.MS_REC | c.MS_PRIVATE)
+
+
+class MakeDir(Operation):
+    """mkdir -p."""
+
+    __slots__ = ("mode", "path")
+    path: str
+    mode: int
+
+    def describe(self) -> str:
+        return f"mkdir -p -m {self.mode:04o} {self.path}"
+
+    def execute(self, context: Context) -> None:
+        make_dirs(self.path, self.mode)
+
+
+class MakeFile(Operation):
+    """An empty file (and its directories) where there is nothing, to bind something over."""
+
+    __slots__ = ("path",)
+    path: str
+
+    def describe(self) -> str:
+        return f"touch {self.path}"
+
+    def execute(self, context: Context) -> None:
+        if not os.path.exists(self.path):
+            make_dirs(os.path.dirname(self.path), 0o755)
+            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
+class Symlink(Operation):
+    __slots__ = ("path", "target")
+    target: str
+    path: str
+
+    def describe(self) -> str:
+        return f"ln -s {self.target} {self.path}"
+
+    def execute(self, context: Context) -> None:
+        os.symlink(self.target, self.path)
+
+
+class MakeNode(Operation):
+    """A character device, mode 0666 whatever the umask."""
+
+    __slots__ = ("major", "minor", "path")
+    path: str
+    major: int
+    minor: int
+
+    def describe(self) -> str:
+        return f"mknod -m 666 {self.path} c {self.major} {self.minor}"
+
+    def execute(self, context: Context) -> None:
+        os.mknod(self.path, 0o20666, os.makedev(self.major, self.minor))
+        os.chmod(self.path, 0o666)
+
+
+class Mount(Operation):
+    """A new file system of `fstype`."""
+
+    __slots__ = ("data", "flags", "fstype", "target")
+    fstype: str
+    target: str
+    flags: int
+    data: str
+
+    def describe(self) -> str:
+        names = [name for bit, name in c.MS_NAMES.items() if self.flags & bit]
+        options = ",".join([*names, *([self.data] if self.data else [])])
+        return f"mount -t {self.fstype}{' -o ' + options if options else ''} none {self.target}"
+
+    def execute(self, context: Context) -> None:
+        syscalls.mount(self.fstype, self.target, self.fstype, self.flags, self.data)
+
+
+class OpenTree(Operation):
+    """Take hold of the mount at `source` (with those below it) as number `tree`."""
+
+    __slots__ = ("attributes", "recursive", "source", "tree")
+    tree: int
+    source: str
+    recursive: bool
+    attributes: int
+
+    def describe(self) -> str:
+        names = _attribute_names(self.attributes)
+        deep = " with all below it" if self.recursive else ""
+        return f"open_tree {self.source}{deep} as #{self.tree}{', ' + names if names else ''}"
+
+    def execute(self, context: Context) -> None:
+        fd = syscalls.open_tree(self.source, recursive=self.recursive)
+        context.trees[self.tree] = fd
+        if self.attributes:
+            syscalls.mount_setattr(fd, "", self.attributes, recursive=self.recursive)
+
+
+class Attach(Operation):
+    """move_mount the tree of number `tree` to `target`."""
+
+    __slots__ = ("target", "tree")
+    tree: int
+    target: str
+
+    def describe(self) -> str:
+        return f"move_mount #{self.tree} {self.target}"
+
+    def execute(self, context: Context) -> None:
+        fd = context.trees.pop(self.tree)
+        syscalls.move_mount(fd, self.target)
+        os.close(fd)
+
+
+class PivotRoot(Operation):
+    """The directory becomes /; only this process can reach the old root, until it is dropped."""
+
+    __slots__ = ("root",)
+    root: str
+
+    def describe(self) -> str:
+        return f"cd {self.root} && pivot_root . ."
+
+    def execute(self, context: Context) -> None:
+        context.old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.chdir(self.root)
+        syscalls.pivot_root(".", ".")
+
+
+class DropOldRoot(Operation):
+    """Detach the old root and all its mounts: nothing of the host is left but what was bound."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "umount --lazy the old root && cd /"
+
+    def execute(self, context: Context) -> None:
+        os.fchdir(context.old_root)
+        syscalls.umount(".", c.MNT_DETACH)
+        os.chdir("/")
+        os.close(context.old_root)
+
+
+class ReadOnly(Operation):
+    """Bind `path` on itself, read-only."""
+
+    __slots__ = ("path",)
+    path: str
+
+    def describe(self) -> str:
+        return f"mount --bind -o ro {self.path} {self.path}"
+
+    def execute(self, context: Context) -> None:
+        _bind_read_only(self.path, self.path)
+
+
+class Mask(Operation):
+    """Hide what is at `path`: a file behind /dev/null, a directory behind an empty tmpfs."""
+
+    __slots__ = ("directory", "path")
+    path: str
+    directory: bool
+
+    def describe(self) -> str:
+        if self.directory:
+            return f"mount -t tmpfs -o ro,nr_inodes=2 none {self.path}"
+        return f"mount --bind -o ro /dev/null {self.path}"
+
+    def execute(self, context: Context) -> None:
+        if self.directory:
+            syscalls.mount("tmpfs", self.path, "tmpfs", c.MS_RDONLY, "nr_inodes=2")
+        else:
+            _bind_read_only("/dev/null", self.path)
+
+
+class RemountReadOnly(Operation):
+    """The mount at `path` itself becomes read-only; those below keep what they have."""
+
+    __slots__ = ("path",)
+    path: str
+
+    def describe(self) -> str:
+        return f"mount -o remount,bind,ro {self.path}"
+
+    def execute(self, context: Context) -> None:
+        syscalls.mount(None, self.path, None, c.MS_REMOUNT | c.MS_BIND | c.MS_RDONLY)
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__: kind
+    for kind in (
+        PrivatePropagation,
+        MakeDir,
+        MakeFile,
+        Symlink,
+        MakeNode,
+        Mount,
+        OpenTree,
+        Attach,
+        PivotRoot,
+        DropOldRoot,
+        ReadOnly,
+        Mask,
+        RemountReadOnly,
+    )
+}
+
+
+def unpack(operation: tuple[Any, ...]) -> Operation:
+    """The operation that `pack()` made a tuple of."""
+    kind = OPERATIONS[operation[0]]
+    return kind(**dict(zip(kind.__slots__, operation[1:], strict=True)))
+
+
+def make_dirs(path: str, mode: int) -> None:
+    """mkdir -p without `os.makedirs`' umask; what exists is left as it is."""
+    made = ""
+    for part in path.split("/")[1:]:
+        made += "/" + part
+        if part and not os.path.isdir(made):
+            os.mkdir(made, mode)
+
+
+def _bind_read_only(source: str, target: str) -> None:
+    fd = syscalls.open_tree(source, recursive=False)
+    try:
+        syscalls.mount_setattr(fd, "", c.MOUNT_ATTR_RDONLY, recursive=False)
+        syscalls.move_mount(fd, target)
+    finally:
+        os.close(fd)
+
+
+def _attribute_names(attributes: int) -> str:
+    names = ((c.MOUNT_ATTR_RDONLY, "ro"), (c.MOUNT_ATTR_NOSUID, "nosuid"))
+    return ",".join(name for bit, name in names if attributes & bit)

@@ -1,0 +1,146 @@
+"""Who speaks to whom while a container is made, and which message is legal when.
+
+    supervisor ── control (SOCK_SEQPACKET) ── launcher
+        │                                        │ clones, with CLONE_PARENT
+        └──────── status (SOCK_SEQPACKET) ── job's init ── error pipe ── payload
+
+control, one exchange per job, answers in the order of the requests:
+    → request   a Request; with it the descriptors status, stdin, stdout, stderr, record
+    ← cloned    (CLONED, pid); with it the pidfd of the job's init
+    ← refused   (REFUSED, stage, errno, path, text): nothing was cloned
+status, one message per job, then end of file:
+    ← started   (STARTED,); SCM_CREDENTIALS names the payload's pid: exec has succeeded
+    ← failed    (FAILED, stage, errno, path, text): no instruction of the command ran
+    end of file without either: the init died while it set the container up
+record: the init writes one line, once, when the payload has ended (`exit_record`).
+
+Everything is `marshal`: built in, and the two sides run the same interpreter.  The launcher trusts
+the supervisor; the supervisor trusts what init and launcher say, never what the payload can
+write: the payload has none of these descriptors.
+"""
+
+from __future__ import annotations
+
+import marshal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 1
+MAX_MESSAGE = 96 * 1024
+"""Longer requests travel in a memfd; a socket buffer holds 208 KiB by default."""
+
+CLONED, REFUSED, STARTED, FAILED = "cloned", "refused", "started", "failed"
+
+STAGES = (
+    "request",
+    "clone",
+    "user_namespace",
+    "cgroup",
+    "mounts",
+    "network",
+    "hostname",
+    "time_namespace",
+    "init",
+    "payload_cgroup",
+    "rlimits",
+    "user",
+    "capabilities",
+    "working_dir",
+    "exec",
+)
+"""Where making a container can fail, in the order in which it happens."""
+
+DESCRIPTORS = ("status", "stdin", "stdout", "stderr", "record")
+"""What comes with a request, in this order."""
+
+
+class Request:
+    """All that the launcher and the child need; no decision is left to them.
+
+    flags           CLONE_NEW* of the init
+    user_map        (inside, outside, count) for uid and gid alike, or None for no user namespace
+    init_files …    see `cgroup.api.Entry`
+    operations      mount operations as tuples (`container.mounts`)
+    hostname        "" leaves it
+    loopback        bring `lo` up
+    time_offset     seconds added to CLOCK_MONOTONIC and CLOCK_BOOTTIME, or None
+    argv, env       of the payload; bytes, as execve takes them
+    search          directories that argv[0] is looked for in, when it has no slash
+    uid, gid, groups, drop_capabilities, open_files, working_dir: of the payload
+    """
+
+    __slots__ = (
+        "argv",
+        "drop_capabilities",
+        "env",
+        "flags",
+        "gid",
+        "groups",
+        "hostname",
+        "init_dir",
+        "init_files",
+        "loopback",
+        "open_files",
+        "operations",
+        "payload_dir",
+        "payload_files",
+        "run",
+        "search",
+        "time_offset",
+        "uid",
+        "user_map",
+        "working_dir",
+    )
+
+    run: str
+    flags: int
+    user_map: tuple[int, int, int] | None
+    init_files: tuple[str, ...]
+    init_dir: str | None
+    payload_files: tuple[str, ...]
+    payload_dir: str | None
+    operations: tuple[tuple[Any, ...], ...]
+    hostname: str
+    loopback: bool
+    time_offset: float | None
+    argv: tuple[bytes, ...]
+    env: dict[bytes, bytes]
+    search: tuple[bytes, ...]
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    drop_capabilities: tuple[int, ...]
+    open_files: int | None
+    working_dir: str
+
+    def __init__(self, **values: Any) -> None:
+        for name in self.__slots__:
+            setattr(self, name, values.pop(name))
+        if values:
+            raise TypeError(f"unknown fields: {', '.join(values)}")
+
+    def pack(self) -> bytes:
+        return marshal.dumps((VERSION, *(getattr(self, name) for name in self.__slots__)))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Request:
+        """The request in `data`; ValueError if another version wrote it."""
+        version, *values = marshal.loads(data)
+        if version != VERSION:
+            raise ValueError(f"request of version {version}, expected {VERSION}")
+        return cls(**dict(zip(cls.__slots__, values, strict=True)))
+
+
+def pack(*message: str | int) -> bytes:
+    """A message as bytes; an over-long last text is cut, never the stage or the errno."""
+    return marshal.dumps(tuple(m[:8000] if isinstance(m, str) else m for m in message))
+
+
+def unpack(data: bytes, legal: tuple[str, ...]) -> tuple[Any, ...]:
+    """The message in `data`; ValueError when its kind is none of those `legal` now."""
+    message = marshal.loads(data)
+    if not isinstance(message, tuple) or not message or message[0] not in legal:
+        raise ValueError(f"{message!r:.80} is not one of {', '.join(legal)}")
+    return message

@@ -1,0 +1,243 @@
+"""The plan of a job's file system: from a JobSpec and the host's facts to a list of operations.
+
+Pure but for looking whether targets exist.  `supervise plan` prints what `plan` returns; the job's
+init executes it.
+
+    root = "host", read-only     the host's /, bound; its other file systems bound one by one
+    root = "host", overlay       an overlay over /, the other file systems bound read-only
+    root = "/dir"                the directory, bound read-only or under an overlay
+    in a user namespace          the mounts below / are locked together: bound as one, the
+                                 kernel's pseudo file systems among them hidden
+
+May import: `errors`, `model`, `linux`, `container.{mounts,host}`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.container import mounts
+from supervisor.container.host import OWN, Facts, inside
+from supervisor.container.users import resolve_in
+from supervisor.errors import SpawnError
+from supervisor.linux import constants as c
+from supervisor.model.job import JobSpec, Mount
+
+NO_EXEC = c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC
+DEVPTS = "newinstance,ptmxmode=0666,mode=0620"
+TTY_GROUP = 5
+"""The gid of `tty` on every Linux distribution; devpts(5) wants it for grantpt(3)."""
+
+
+class Layers:
+    """Where an overlay keeps what a job writes: directories of the run, or None for a tmpfs."""
+
+    def __init__(self, run_dir: str | None) -> None:
+        self.run_dir = run_dir
+
+    def upper(self, work: str) -> tuple[str, str]:
+        base = self.run_dir or f"{work}/layers"
+        return f"{base}/upper", f"{base}/work"
+
+
+def plan(spec: JobSpec, facts: Facts, layers: Layers) -> tuple[mounts.Operation, ...]:
+    """Every file-system operation of the job's start, in order.
+
+    Raises SpawnError (stage `mounts`) where it can be told ahead that one must fail.
+    """
+    base = "/" if spec.root == "host" else spec.root
+    if not os.path.isdir(base):
+        raise SpawnError("mounts", 2, base, "", hint='root is "host" or an existing directory')
+    writer = _Plan(spec, facts, layers, base)
+    writer.write()
+    return tuple(writer.operations)
+
+
+class _Plan:
+    """One plan while it is written; `tree` numbers what is taken from the host."""
+
+    def __init__(self, spec: JobSpec, facts: Facts, layers: Layers, base: str) -> None:
+        self.spec = spec
+        self.facts = facts
+        self.layers = layers
+        self.base = base
+        self.root = f"{facts.work}/root"
+        self.in_userns = spec.user_namespace.kind != "host"
+        self.operations: list[mounts.Operation] = []
+        self.pending: list[tuple[int, str, bool | None]] = []
+        self.trees = 0
+
+    def add(self, *operations: mounts.Operation) -> None:
+        self.operations += operations
+
+    def write(self) -> None:
+        self.add(mounts.PrivatePropagation())
+        if not self.facts.privileged:
+            self._own_work()
+        self._dev_tree()
+        self._take_from_host()
+        self._new_root()
+        self.add(mounts.PivotRoot(root=self.root))
+        self._kernel_file_systems()
+        self._attach()
+        self._own_directories()
+        self.add(mounts.DropOldRoot())
+        self._walls()
+
+    def take(
+        self, source: str, target: str, *, read_only: bool, deep: bool, directory: bool
+    ) -> None:
+        """Open the mount at `source` before the pivot, to attach it at `target` after."""
+        attributes = c.MOUNT_ATTR_RDONLY if read_only else 0
+        self.add(
+            mounts.OpenTree(tree=self.trees, source=source, recursive=deep, attributes=attributes)
+        )
+        self.pending.append((self.trees, target, directory))
+        self.trees += 1
+
+    def _own_work(self) -> None:
+        """Without privilege the launcher has no tmpfs of its own: the job's namespace gets one."""
+        work = self.facts.work
+        self.add(mounts.Mount(fstype="tmpfs", target=work, flags=c.MS_NOSUID, data="mode=755"))
+        for name in ("root", "dev", "dev/pts", "dev/shm"):
+            self.add(mounts.MakeDir(path=f"{work}/{name}", mode=0o755))
+        self.add(
+            *(mounts.Symlink(target=to, path=f"{work}/dev/{name}") for name, to in mounts.DEV_LINKS)
+        )
+        self.add(*(mounts.MakeFile(path=f"{work}/dev/{name}") for name, _, _ in mounts.DEV_NODES))
+
+    def _dev_tree(self) -> None:
+        dev = f"{self.facts.work}/dev"
+        self.take(dev, "/dev", read_only=self.facts.privileged, deep=self.in_userns, directory=True)
+        if not self.facts.privileged:
+            for name, _, _ in mounts.DEV_NODES:
+                path = f"/dev/{name}"
+                self.take(path, path, read_only=False, deep=False, directory=False)
+
+    def _take_from_host(self) -> None:
+        """What is bound from the host: its other file systems, then the job's own mounts."""
+        if self.spec.root == "host" and not self.in_userns:
+            for point in self.facts.submounts:
+                self.take(point, point, read_only=True, deep=False, directory=os.path.isdir(point))
+        for mount in self.spec.mounts:
+            self._take_mount(mount)
+
+    def _take_mount(self, mount: Mount) -> None:
+        if not os.path.exists(mount.source):
+            raise SpawnError("mounts", 2, mount.source, "", hint="the source of a mount must exist")
+        directory = os.path.isdir(mount.source)
+        if self.spec.write == "read-only" and not self._target_exists(mount.target):
+            raise SpawnError(
+                "mounts",
+                2,
+                mount.target,
+                "the mount's target is not there, and the root is read-only",
+                hint=f'make it in the root, or use write = "overlay", or a target below {_free()}',
+            )
+        self.take(
+            mount.source, mount.target, read_only=mount.read_only, deep=True, directory=directory
+        )
+
+    def _target_exists(self, target: str) -> bool:
+        if inside(target, (*_writable_tops(self.spec),)):
+            return True  # on a tmpfs of the job's own, where it is made
+        return os.path.exists(resolve_in(self.base, target))
+
+    def _new_root(self) -> None:
+        if self.spec.write == "overlay":
+            self._overlay()
+            return
+        self.add(
+            mounts.OpenTree(
+                tree=self.trees,
+                source=self.base,
+                recursive=self.in_userns,
+                attributes=c.MOUNT_ATTR_RDONLY,
+            ),
+            mounts.Attach(tree=self.trees, target=self.root),
+        )
+        self.trees += 1
+
+    def _overlay(self) -> None:
+        upper, work = self.layers.upper(self.facts.work)
+        if self.layers.run_dir is None:
+            top = os.path.dirname(upper)
+            self.add(
+                mounts.MakeDir(path=top, mode=0o755),
+                mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data="mode=755"),
+                mounts.MakeDir(path=upper, mode=0o755),
+                mounts.MakeDir(path=work, mode=0o700),
+            )
+        for path in (self.base, upper, work):
+            if "," in path or ":" in path or "\\" in path:
+                raise SpawnError("mounts", 22, path, "an overlay's path may not have , : or \\")
+        data = f"lowerdir={self.base},upperdir={upper},workdir={work}"
+        data += ",userxattr" if self.in_userns else ""
+        self.add(mounts.Mount(fstype="overlay", target=self.root, flags=0, data=data))
+
+    def _kernel_file_systems(self) -> None:
+        """Before the old root is dropped: a user namespace may mount a proc only beside another."""
+        if self.spec.write == "overlay":
+            self.add(*(mounts.MakeDir(path=top, mode=0o755) for top in OWN))
+        self.add(mounts.Mount(fstype="proc", target="/proc", flags=NO_EXEC, data=""))
+        if self.spec.network == "none":
+            flags = NO_EXEC | c.MS_RDONLY
+            self.add(mounts.Mount(fstype="sysfs", target="/sys", flags=flags, data=""))
+        else:
+            self._host_sys()
+        self.add(self._tmpfs("/tmp", "mode=1777"), self._tmpfs("/run", "mode=755"))
+
+    def _host_sys(self) -> None:
+        """The host's network namespace has the host's /sys; without privilege only a bind of it."""
+        at = self.operations.index(next(o for o in self.operations if type(o) is mounts.PivotRoot))
+        tree = mounts.OpenTree(
+            tree=self.trees, source="/sys", recursive=self.in_userns, attributes=c.MOUNT_ATTR_RDONLY
+        )
+        self.operations.insert(at, tree)
+        self.add(mounts.Attach(tree=self.trees, target="/sys"))
+        self.trees += 1
+
+    def _attach(self) -> None:
+        for tree, target, directory in self.pending:
+            if self.spec.write == "overlay" or inside(target, _writable_tops(self.spec)):
+                make = mounts.MakeDir(path=target, mode=0o755) if directory else None
+                self.add(make or mounts.MakeFile(path=target))
+            self.add(mounts.Attach(tree=tree, target=target))
+            if target == "/dev":
+                self._dev_file_systems()
+
+    def _dev_file_systems(self) -> None:
+        whole = not self.in_userns or self.spec.user_namespace.size > TTY_GROUP
+        devpts = DEVPTS + (f",gid={TTY_GROUP}" if whole else "")
+        flags = c.MS_NOSUID | c.MS_NOEXEC
+        self.add(
+            mounts.Mount(fstype="devpts", target="/dev/pts", flags=flags, data=devpts),
+            self._tmpfs("/dev/shm", "mode=1777", c.MS_NOEXEC),
+        )
+
+    def _own_directories(self) -> None:
+        for tmpfs in self.spec.tmpfs:
+            if self.spec.write == "overlay" or inside(tmpfs.target, _writable_tops(self.spec)):
+                self.add(mounts.MakeDir(path=tmpfs.target, mode=0o755))
+            size = "" if tmpfs.size is None else f",size={tmpfs.size}"
+            self.add(self._tmpfs(tmpfs.target, "mode=1777" + size))
+
+    def _tmpfs(self, target: str, data: str, flags: int = 0) -> mounts.Operation:
+        both = c.MS_NOSUID | c.MS_NODEV | flags
+        return mounts.Mount(fstype="tmpfs", target=target, flags=both, data=data)
+
+    def _walls(self) -> None:
+        """Hide and protect what the kernel shows of the whole machine."""
+        self.add(*(mounts.ReadOnly(path=path) for path in self.facts.read_only))
+        for path, directory in self.facts.masked:
+            self.add(mounts.Mask(path=path, directory=directory))
+        if self.spec.root == "host" and self.in_userns:
+            self.add(*(mounts.Mask(path=path, directory=True) for path in self.facts.pseudo))
+
+
+def _writable_tops(spec: JobSpec) -> tuple[str, ...]:
+    return ("/tmp", "/run", *(tmpfs.target for tmpfs in spec.tmpfs))
+
+
+def _free() -> str:
+    return "/tmp, /run or one of the job's tmpfs"

@@ -1,0 +1,218 @@
+"""The supervisor's side of the launcher: start it, ask it for containers, hear how they began.
+
+May import: `errors`, `model`, `linux`, `container`, trio.  Who waits for the launcher and for the
+inits is `supervise.reaper`; it starts the launcher too (`Starter`).
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from supervisor.container import protocol
+from supervisor.container.protocol import Request
+from supervisor.errors import KernelError, SpawnError
+
+_PROGRAM = (
+    "import sys; sys.path.insert(0, {path!r}); "
+    "from supervisor.container.launcher import main; main()"
+)
+_UCRED = struct.Struct("=iII")
+
+
+class Process(Protocol):
+    """A helper process, as the reaper gives it."""
+
+    async def wait(self) -> object: ...
+
+    def send_signal(self, number: int) -> None: ...
+
+
+Starter = Callable[[Sequence[str], int], Process]
+"""Start argv with the one descriptor open in it, under its own number."""
+
+
+class Streams:
+    """Descriptors for the payload's 0, 1, 2 and for the exit record; they stay the caller's."""
+
+    def __init__(self, stdin: int, stdout: int, stderr: int, record: int) -> None:
+        self.all = (stdin, stdout, stderr, record)
+
+
+class Container:
+    """A job's init: its pid and pidfd, and the news of how the payload began."""
+
+    def __init__(self, pid: int, pidfd: int, status: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._status = status
+
+    async def started(self) -> int:
+        """Wait for exec to succeed; the payload's pid in our numbers.  Raises SpawnError."""
+        await trio.lowlevel.wait_readable(self._status)
+        data, ancillary, _, _ = self._status.recvmsg(65536, socket.CMSG_SPACE(_UCRED.size))
+        self._status.close()
+        if not data:
+            raise SpawnError("init", 0, "", "the job's init was killed while it set the job up")
+        message = protocol.unpack(data, (protocol.STARTED, protocol.FAILED))
+        if message[0] == protocol.FAILED:
+            raise spawn_error(*message[1:])
+        return _sender(ancillary)
+
+    def send_signal(self, number: int) -> None:
+        """To the init, which sends it on to every process of the job; SIGKILL ends them all.
+
+        Nothing happens when the init has been reaped already.
+        """
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        self._status.close()
+        os.close(self.pidfd)
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            pid: int = _UCRED.unpack(raw)[0]
+            return pid
+    return 0
+
+
+def spawn_error(stage: str, errno: int, path: str, text: str) -> SpawnError:
+    """A failure that travelled, with the way out where there is a common one."""
+    return SpawnError(stage, errno, path, text, hint=_HINTS.get((stage, errno), ""))
+
+
+_HINTS = {
+    ("exec", 2): "the command, or the interpreter it names, is not in the job's root",
+    ("exec", 13): "it must be a file with the execute permission",
+    ("exec", 8): "not a program: a script needs a #! line",
+    ("rlimits", 1): "raising a hard limit needs CAP_SYS_RESOURCE",
+    ("user_namespace", 1): "the ids must be the caller's own, or the caller root",
+    ("clone", 1): "namespaces need CAP_SYS_ADMIN, or a user namespace",
+    ("clone", 28): "too many namespaces: see /proc/sys/user/max_*_namespaces",
+}
+
+
+class Launcher:
+    """One launcher process.  `start` may be called by many tasks; answers come in order."""
+
+    def __init__(self, starter: Starter, work: str) -> None:
+        self._starter = starter
+        self._work = work
+        self._lock = trio.Lock()
+        self._process: Process | None = None
+        self._control: socket.socket | None = None
+
+    async def open(self) -> None:
+        """Start the process and wait until it is ready.  Raises SpawnError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        package = str(Path(__file__).parents[2])
+        python = os.path.realpath(sys.executable)
+        program = _PROGRAM.format(path=package)
+        argv = (python, "-I", "-S", "-X", "utf8", "-c", program, self._work, str(theirs.fileno()))
+        with theirs:
+            self._process = self._starter(argv, theirs.fileno())
+        self._control = ours
+        ours.setblocking(False)
+        await trio.lowlevel.wait_readable(ours)
+        if not ours.recv(64):
+            await self.close()
+            raise SpawnError("clone", 0, self._work, "the launcher ended before it was ready")
+
+    async def close(self) -> None:
+        """The end of its control socket ends it; the jobs go on."""
+        control, process = self._control, self._process
+        self._control = self._process = None
+        if control is not None:
+            control.close()
+        if process is not None:
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+    async def start(self, request: Request, streams: Streams) -> Container:
+        """Have a container made.  Raises SpawnError: nothing was cloned.
+
+        A launcher that died is started anew for the next request; this one fails.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            with theirs:
+                descriptors = (theirs.fileno(), *streams.all)
+                pid, pidfd = await self._exchange(request.pack(), descriptors)
+        except BaseException:
+            ours.close()
+            raise
+        return Container(pid, pidfd, ours)
+
+    async def _exchange(self, data: bytes, descriptors: tuple[int, ...]) -> tuple[int, int]:
+        """One request and its answer, which a cancellation does not tear apart."""
+        async with self._lock:
+            with trio.CancelScope(shield=True):
+                if self._control is None:
+                    await self.open()
+                assert self._control is not None
+                try:
+                    send(self._control, data, descriptors)
+                    await trio.lowlevel.wait_readable(self._control)
+                    answer, fds, _, _ = socket.recv_fds(self._control, 65536, 1)
+                except OSError as error:
+                    answer, fds = b"", []
+                    why = str(error.strerror)
+                else:
+                    why = "the launcher died"
+                if not answer:
+                    await self.close()
+                    raise SpawnError("clone", 0, "", why)
+        return _answer(protocol.unpack(answer, (protocol.CLONED, protocol.REFUSED)), fds)
+
+
+def _answer(message: tuple[Any, ...], fds: list[int]) -> tuple[int, int]:
+    if message[0] == protocol.REFUSED:
+        raise spawn_error(*message[1:])
+    os.set_inheritable(fds[0], False)
+    return message[1], fds[0]
+
+
+def send(control: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> None:
+    """One message; what does not fit into one goes as a memfd, the last of the descriptors."""
+    if len(data) <= protocol.MAX_MESSAGE:
+        socket.send_fds(control, [data], descriptors)
+        return
+    memfd = os.memfd_create("request", os.MFD_CLOEXEC)
+    try:
+        os.write(memfd, data)
+        socket.send_fds(control, [marshal.dumps(None)], (*descriptors, memfd))
+    finally:
+        os.close(memfd)
+
+
+@asynccontextmanager
+async def open_launcher(starter: Starter, work: Path) -> AsyncIterator[Launcher]:
+    """A launcher for the length of a block; `work` is an empty directory, made and removed here."""
+    try:
+        work.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise KernelError("mkdir", str(work), error.errno or 0) from error
+    launcher = Launcher(starter, str(work))
+    try:
+        await launcher.open()
+        yield launcher
+    finally:
+        await launcher.close()
+        work.rmdir()
