@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
 import attrs
@@ -74,11 +75,31 @@ def _converter() -> Any:
     for kind, parse in _SCALARS.items():
         converter.register_structure_hook(kind, parse)
     converter.register_structure_hook_func(_is_literal, _literal)
+    converter.register_structure_hook_func(_is_array, partial(_array, converter))
     return converter
 
 
 def _is_literal(kind: Any) -> bool:
     return get_origin(kind) is Literal
+
+
+def _is_array(kind: Any) -> bool:
+    return get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
+
+
+def _array(converter: Any, value: Any, kind: Any) -> Any:
+    """cattrs would take a string for an array of its letters."""
+    if not isinstance(value, list):
+        raise ValueError(f"must be an array, not {_shown(value)}")
+    read, problems = [], []
+    for at, each in enumerate(value):
+        try:
+            read.append(converter.structure(each, get_args(kind)[0]))
+        except Exception as err:  # a validator or converter of the plugin's may raise anything
+            problems += _problems(err, (str(at),))
+    if problems:
+        raise ArgumentsError(problems)
+    return get_origin(kind)(read)
 
 
 def _shown(value: object) -> str:
@@ -140,6 +161,8 @@ def _problems(err: BaseException, path: tuple[str, ...]) -> list[Problem]:
     """What a (nested) error of cattrs says, flat."""
     from cattrs import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
+    if isinstance(err, ArgumentsError):
+        return [((*path, *deeper), text) for deeper, text in err.problems]
     if isinstance(err, ForbiddenExtraKeysError):
         names = [field.name for field in attrs.fields(err.cl)]
         return [
@@ -162,6 +185,8 @@ def _key(note: Any) -> str:
 def _leaf(err: BaseException, path: tuple[str, ...]) -> Problem:
     if isinstance(err, KeyError):
         return path, "is required"
+    if isinstance(err, AttributeError | TypeError):  # cattrs found something else than a table
+        return path, "has the wrong type"
     text = str(err.args[0]) if isinstance(err, ValueError) and err.args else f"not valid: {err}"
     # attrs' validators run after all fields are there and begin with the quoted name.
     named = re.match(r"'(\w+)' (?=\S)", text)

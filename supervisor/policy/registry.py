@@ -170,7 +170,11 @@ def _from_file(path: Path, plugin: str) -> tuple[str, ModuleType]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     loader = spec.loader
-    _guarded(lambda: loader.exec_module(module), plugin, str(path))
+    try:
+        _guarded(lambda: loader.exec_module(module), plugin, str(path))
+    except PolicyError:
+        del sys.modules[name]
+        raise
     return str(path), module
 
 
