@@ -15,6 +15,9 @@ from typing import Any
 
 from benchmarks.accounting import Account
 
+WARM_UP = 3
+"""Jobs before those that are measured."""
+
 NOTHING = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 

@@ -41,7 +41,7 @@ class Peer:
 def root_directory(work: Path, busybox: Path) -> Path:
     """The job's root: a static busybox, and the directories to mount on."""
     root = work / "root"
-    for name in ("bin", "proc", "dev", "sys", "tmp", "etc"):
+    for name in ("bin", "proc", "dev", "sys", "run", "tmp"):
         (root / name).mkdir(parents=True)
     shutil.copy2(busybox, root / "bin/busybox")
     return root

@@ -15,17 +15,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks import accounting, measure, peers
+from benchmarks import accounting, measure, ours, peers
 from benchmarks.accounting import Account
 from benchmarks.measure import Block
 
-WARM_UP = 3
 MODES = (1, 8)
 ROOT = Path(__file__).parents[1]
+
+OURS: dict[str, Callable[[Path, int, int, Account], Block]] = {"container": ours.containers}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,11 +45,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def run_block(name: str, at_a_time: int, work: Path, jobs: int, account: Account) -> Block:
     """One block, in this process."""
     account.join()
+    if name in OURS:
+        return OURS[name](work, jobs, at_a_time, account)
     (peer,) = (peer for peer in peers.installed() if peer.name == name)
     scratch = Path(tempfile.mkdtemp(dir=work))
     try:
         peers.write_bundles(scratch, work / "root", at_a_time, account.name)
-        measure.commands(partial(peer.argv, scratch), WARM_UP, 1, account)
+        measure.commands(partial(peer.argv, scratch), measure.WARM_UP, 1, account)
         return measure.commands(partial(peer.argv, scratch), jobs, at_a_time, account)
     finally:
         shutil.rmtree(scratch)
@@ -127,7 +131,7 @@ def main() -> None:
     busybox = shutil.which("busybox")
     if os.geteuid() != 0 or busybox is None:
         raise SystemExit("needs root, and busybox: apt-get install busybox-static")
-    names = [peer.name for peer in peers.installed()]
+    names = [*(peer.name for peer in peers.installed()), *OURS]
     names = [name for name in names if not options.only or name in options.only]
     with tempfile.TemporaryDirectory(prefix="bench.") as directory, accounting.opened() as account:
         work = Path(directory)
