@@ -25,7 +25,7 @@ from supervisor.linux.inotify import Inotify
 from supervisor.model.limits import IoLimit, Limits
 
 MIB = 1 << 20
-MEMORY, LOAD = 16 * MIB, 64 * MIB
+MEMORY, LOAD = 16 * MIB, 32 * MIB
 PIDS, FORKS = 4, 8
 CPUS, BURN = 0.2, 0.5
 IO_RATE, IO_SIZE = 4 * MIB, 2 * MIB
@@ -41,10 +41,14 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
     def of(name: str, limits: Limits, trial: Trial, needed: bool = False) -> Callable[[], Check]:
         return lambda: _check(manager, name, limits, trial, needed)
 
+    # Where swap has no limit, what goes over the limit may go there instead of being killed.
+    memory = Limits(memory=MEMORY, swap=0)
+    if manager.missing(memory):
+        memory = Limits(memory=MEMORY)
     cpu = str(min(os.sched_getaffinity(0)))
     return [
-        of("memory limit", Limits(memory=MEMORY), _memory, True),
-        of("memory events", Limits(memory=MEMORY), _events, True),
+        of("memory limit", memory, _memory, True),
+        of("memory events", memory, _events, True),
         of("swap limit", Limits(memory=MEMORY, swap=0), _swap),
         of("pids limit", Limits(pids=PIDS), _pids, True),
         of("cpus limit", Limits(cpus=CPUS), _cpus, True),
@@ -113,11 +117,13 @@ def _failed(outcome: Outcome) -> tuple[Verdict, str]:
 
 def _memory(group: JobCgroup) -> tuple[Verdict, str]:
     outcome = _inside(group, lambda: _touch(LOAD))
-    kills = group.counters().oom_kills
-    if outcome.signal == signal.SIGKILL and kills:
+    counted, peak = group.counters(), group.usage().memory_peak
+    if outcome.signal == signal.SIGKILL and counted.oom_kills:
         return "enforced", f"{LOAD // MIB} MiB under {MEMORY // MIB} MiB: killed, and counted"
     if outcome.failure:
         return _failed(outcome)
+    if counted.limit_hits and peak is not None and peak <= MEMORY:
+        return "enforced", f"{LOAD // MIB} MiB under {MEMORY // MIB} MiB: the rest was swapped out"
     return "accounted only", f"{LOAD // MIB} MiB fitted into {MEMORY // MIB} MiB"
 
 
