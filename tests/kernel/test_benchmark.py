@@ -1,0 +1,35 @@
+"""The benchmark runs, measures all contenders alike, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.measure import Block
+from benchmarks.spawn import table
+from tests.support.command import ROOT
+
+
+@pytest.mark.kernel
+def test_every_contender_ends_its_jobs() -> None:
+    """Whichever peers are installed; a job that fails ends the benchmark."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.spawn", "--rounds", "1", "--jobs", "3", "--json"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    blocks = json.loads(done.stdout)["blocks"]
+    assert {"container 1", "container 8"} <= set(blocks)
+    for (block,) in blocks.values():
+        assert block["jobs"] == 3
+        assert block["wall"] >= block["latency"] > 0 < block["cpu"]
+
+
+def test_ratios_are_to_the_first_contender() -> None:
+    slow, quick = Block(jobs=10, wall=1.0, latency=0.1, cpu=0.08), Block(10, 0.5, 0.05, 0.02)
+    blocks = {("a", 1): [slow], ("a", 8): [slow], ("b", 1): [quick], ("b", 8): [quick]}
+    last = table(["a", "b"], blocks).splitlines()[-1].split()
+    assert last == ["b", "50.00", "(0.50)", "20.00", "(2.00)", "20.00", "(2.00)", "20.00", "(0.25)"]
