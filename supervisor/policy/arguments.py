@@ -52,20 +52,24 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(names)}" if names else "nothing is allowed here"
 
 
-def structure(cls: type, table: Mapping[str, Any]) -> Any:
+def structure(cls: type[attrs.AttrsInstance], table: Mapping[str, Any]) -> Any:
     """An instance of the attrs class `cls` made of a TOML table.
 
-    Raises ArgumentsError with every problem, unknown keys included.
+    Raises ArgumentsError with every problem, unknown keys included.  Validators of the class run
+    when all types are right, and attrs stops at the first that complains.
     """
-    from cattrs import StructureHandlerNotFoundError
-
+    names = [field.name for field in attrs.fields(cls)]
+    problems = [_unknown((), key, names) for key in table if key not in names]
     try:
-        return _converter().structure(dict(table), cls)
-    except StructureHandlerNotFoundError as err:
-        problem = f"its class Arguments has a type that no value can be read as: {err}"
-        raise ArgumentsError([((), problem)]) from err
+        known = {key: value for key, value in table.items() if key in names}
+        read = _converter().structure(known, cls)
     except Exception as err:  # a validator or converter of the plugin's may raise anything
-        raise ArgumentsError(_problems(err, ())) from err
+        problems += _problems(err, ())
+    if problems:
+        place = {key: at for at, key in enumerate(table)}  # as written; then what is missing
+        problems.sort(key=lambda one: place.get("".join(one[0][:1]), len(place)))
+        raise ArgumentsError(problems)
+    return read
 
 
 def _converter() -> Any:
@@ -159,22 +163,30 @@ def _literal(value: Any, kind: Any) -> Any:
 
 def _problems(err: BaseException, path: tuple[str, ...]) -> list[Problem]:
     """What a (nested) error of cattrs says, flat."""
-    from cattrs import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+    from cattrs import (
+        ClassValidationError,
+        ForbiddenExtraKeysError,
+        IterableValidationError,
+        StructureHandlerNotFoundError,
+    )
 
     if isinstance(err, ArgumentsError):
         return [((*path, *deeper), text) for deeper, text in err.problems]
     if isinstance(err, ForbiddenExtraKeysError):
-        names = [field.name for field in attrs.fields(err.cl)]
-        return [
-            ((*path, key), f"no such argument; {nearest(key, names)}")
-            for key in sorted(err.extra_fields)
-        ]
+        names = {field.name for field in attrs.fields(err.cl)}
+        return [_unknown(path, key, names) for key in sorted(err.extra_fields)]
+    if isinstance(err, StructureHandlerNotFoundError):
+        return [(path, f"its class Arguments has a type that no value can be read as: {err}")]
     if isinstance(err, ClassValidationError | IterableValidationError):
         noted, plain = err.group_exceptions()
         inner = [(each, (*path, _key(note))) for each, note in noted]
         inner += [(each, path) for each in plain]
         return [problem for each, where in inner for problem in _problems(each, where)]
     return [_leaf(err, path)]
+
+
+def _unknown(path: tuple[str, ...], key: str, names: Iterable[str]) -> Problem:
+    return (*path, key), f"no such argument; {nearest(key, names)}"
 
 
 def _key(note: Any) -> str:

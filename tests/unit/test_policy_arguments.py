@@ -86,8 +86,8 @@ def test_a_wrong_value_is_told_with_its_key(key: str, value: object, told: str) 
 
 
 def test_every_problem_is_told_at_once_with_the_nearest_key() -> None:
-    found = problems(maxx="1G", live="no", names=["a", 3], inner={"size": "x"})
-    assert set(found) == {"maxx", "live", "names.1", "inner.path", "inner.size"}
+    found = problems(maxx="1G", live="no", after="x", names=["a", 3], inner={"size": "x"})
+    assert set(found) == {"maxx", "live", "after", "names.1", "inner.path", "inner.size"}
     assert found["maxx"] == 'no such argument; did you mean "max"?'
     assert found["inner.path"] == "is required"
 
@@ -96,6 +96,20 @@ def test_a_type_that_nothing_can_be_read_as_is_the_authors_mistake() -> None:
     odd = attrs.make_class("Odd", {"x": attrs.field(type=type(structure))})
     with pytest.raises(ArgumentsError, match="its class Arguments has a type"):
         structure(odd, {"x": {}})
+
+
+def test_an_unknown_key_does_not_hide_what_a_validator_says() -> None:
+    assert set(problems(maxx=1, factor=0.5)) == {"maxx", "factor"}
+
+
+def test_a_validator_may_complain_of_what_it_likes() -> None:
+    def check(_instance: object, _attribute: object, _value: object) -> None:
+        raise ValueError("'nobody' is at home", "x")
+
+    odd = attrs.make_class("Odd", {"x": attrs.field(default=1, validator=check)})
+    with pytest.raises(ArgumentsError) as caught:
+        structure(odd, {"x": 1})
+    assert caught.value.problems == ((("nobody",), "is at home"),)
 
 
 def test_nearest_says_what_is_allowed_where_nothing_is_near() -> None:
