@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from supervisor.cgroup.api import CgroupManager, JobCgroup, Notification
 from supervisor.errors import LimitError, SupervisorError
-from supervisor.front.doctor_trial import Check, Outcome, Verdict, attempt
+from supervisor.front.doctor_trial import ENDING, Check, Outcome, Verdict, attempt
 from supervisor.linux import syscalls
 from supervisor.linux.inotify import Inotify
 from supervisor.model.limits import IoLimit, Limits
@@ -90,11 +90,18 @@ FIXES = {
 
 @contextmanager
 def _cgroup(manager: CgroupManager, name: str) -> Iterator[JobCgroup]:
-    group = manager.create(f"{name}-{os.getpid()}")
+    """A cgroup for one trial; no signal comes between its making, or its removal, and its end."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
-        yield group
+        group = manager.create(f"{name}-{os.getpid()}")
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            yield group
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            group.remove()
     finally:
-        group.remove()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _inside(group: JobCgroup, work: Callable[[], Any], seconds: float = 2.0) -> Outcome:

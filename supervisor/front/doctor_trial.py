@@ -30,6 +30,9 @@ from supervisor.linux import syscalls
 LONGEST = 2.0
 """Seconds that a trial may take."""
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""The signals that end the doctor early."""
+
 Verdict = Literal["enforced", "accounted only", "unavailable"]
 
 
@@ -64,12 +67,15 @@ def attempt(work: Callable[[], Any], seconds: float = LONGEST) -> Outcome:
     this returns or raises.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    # From the fork on there is something to clean up: no signal between it and the `try`.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
-        _child(work, writer)
-    os.close(writer)
+        _child(work, writer, mask)
     ended = False
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(writer)
         data, ended = _read(reader, time.monotonic() + seconds)
     finally:
         os.close(reader)
@@ -77,14 +83,15 @@ def attempt(work: Callable[[], Any], seconds: float = LONGEST) -> Outcome:
     return _outcome(data, status, timed_out=not ended)
 
 
-def _child(work: Callable[[], Any], writer: int) -> None:
+def _child(work: Callable[[], Any], writer: int, mask: set[int]) -> None:
     """Never returns: the parent's clean-up handlers are none of the child's business."""
     status = 1
     try:
         os.setpgid(0, 0)
         syscalls.prctl(c.PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.write(writer, json.dumps(_result(work)).encode() + b"\n")
         status = 0
     finally:

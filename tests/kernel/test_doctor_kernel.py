@@ -136,6 +136,25 @@ def test_an_interrupted_doctor_leaves_nothing_behind(number):
     nothing_is_left(process.pid)
 
 
+def test_a_signal_while_a_cgroup_is_made_waits_until_it_can_be_removed():
+    process = start("""
+        from supervisor.cgroup import files
+        real = files.make
+        def interrupted(directory, **more):
+            real(directory, **more)
+            if "memory-limit" in directory:
+                os.kill(os.getpid(), signal.SIGINT)
+        files.make = interrupted
+        try:
+            doctor.run()
+        except BaseException as error:
+            print(type(error).__name__, flush=True)
+    """)
+    out, err = process.communicate(timeout=30)
+    assert (out, err) == ("KeyboardInterrupt\n", "")
+    nothing_is_left(process.pid)
+
+
 def test_the_hosts_mounts_stay_as_they_are():
     before = Path("/proc/self/mountinfo").read_text()
     alone("show([check() for check in doctor_kernel.checks()])")
