@@ -140,10 +140,6 @@ def decision(entry: Entry) -> str:
     return f"{entry['by']} decided at {entry['hook']}: {' '.join(words)}"
 
 
-def _signal_sent(entry: Entry) -> str:
-    return f"sent SIG{entry['signal']}"
-
-
 SAYS: dict[str, Callable[[Entry], str]] = {
     "job_started": lambda e: f"started (pid {e['pid']})",
     "memory_limit": lambda e: (
@@ -154,11 +150,12 @@ SAYS: dict[str, Callable[[Entry], str]] = {
     "timeout": lambda e: f"used up its {e['kind']} time of {duration(e['limit'])}",
     "decision": decision,
     "limit_changed": lambda e: (
-        f"{e['limit']} limit {limit_value(e['limit'], e['old'])}"
-        f" -> {limit_value(e['limit'], e['new'])}"
+        f"has a {e['limit']} limit of {limit_value(e['limit'], e['to'])} now, by {e['by']}"
     ),
-    "job_stopping": lambda e: f"stopping: {e['why']}",
-    "signal_sent": _signal_sent,
+    "job_stopping": lambda e: (
+        f"is being ended: {e['reason']}, by {e['by']}" + (f": {e['why']}" if e["why"] else "")
+    ),
+    "signal_sent": lambda e: f"was sent SIG{e['signal']}",
     "job_ended": lambda e: "ended: " + ending(e["record"]),
     "retry": lambda e: f"is run again in {duration(e['after'])}, attempt {e['attempt']}",
     "restart": lambda e: f"is started again in {duration(e['after'])}, attempt {e['attempt']}",

@@ -91,13 +91,22 @@ OOM = RunRecord(
             "12:03:01 compress.level=9 ended: oom after 3.2s, peak 64.0M of 64.0M",
         ),
         (
-            entry("limit_changed", job="a", limit="memory", old=M, new=2 * M, by="p"),
-            "12:03:01 a memory limit 1.0M -> 2.0M",
+            entry("limit_changed", job="a", limit="memory", to=2.0 * M, by="p"),
+            "12:03:01 a has a memory limit of 2.0M now, by p",
         ),
         (
-            entry("limit_changed", job="a", limit="pids", old=8, new=16.0, by="p"),
-            "12:03:01 a pids limit 8 -> 16",
+            entry("limit_changed", job="a", limit="pids", to=16.0, by="p"),
+            "12:03:01 a has a pids limit of 16 now, by p",
         ),
+        (
+            entry("job_stopping", job="a", reason="stopped", by="operator", why=""),
+            "12:03:01 a is being ended: stopped, by operator",
+        ),
+        (
+            entry("job_stopping", job="a", reason="policy", by="p", why="a bomb"),
+            "12:03:01 a is being ended: policy, by p: a bomb",
+        ),
+        (entry("signal_sent", job="a", signal="TERM"), "12:03:01 a was sent SIGTERM"),
         (entry("warning", text="w"), "12:03:01 warning: w"),
         (entry("job_waiting", job="a", waiting_for="b"), None),
         (entry("supervisor_started"), None),
