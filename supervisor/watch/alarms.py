@@ -49,12 +49,18 @@ class Alarms:
             self._epoll.unregister(alarm)
             os.close(alarm)
 
+    def take(self, alarm: int) -> bool:
+        """Whether this one went off since it was last taken or read.  Never blocks."""
+        try:
+            os.eventfd_read(alarm)
+        except BlockingIOError:
+            return False
+        return True
+
     def read(self) -> list[int]:
-        """The alarms that went off since the last read.  Never blocks."""
-        found = [fd for fd, _ in self._epoll.poll(0, max(1, len(self._eventfds)))]
-        for fd in found:
-            os.eventfd_read(fd)
-        return found
+        """The alarms that went off since they were last taken or read.  Never blocks."""
+        ready = [fd for fd, _ in self._epoll.poll(0, max(1, len(self._eventfds)))]
+        return [fd for fd in ready if self.take(fd)]
 
     def close(self) -> None:
         """Idempotent."""

@@ -13,8 +13,6 @@ hint: the counters are read again, and what they say against the last time is se
 
 from __future__ import annotations
 
-import errno
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -23,202 +21,12 @@ from typing import Protocol
 import trio
 
 from supervisor.cgroup.api import JobCgroup, Notification
-from supervisor.errors import KernelError
 from supervisor.linux.inotify import Inotify
 from supervisor.linux.kmsg import ForkRejected, OomVictim, Record
-from supervisor.model.event import CgroupGone, Event, MemoryLimit
 from supervisor.model.limits import Limits
 from supervisor.watch.alarms import Alarms
-from supervisor.watch.changes import (
-    Known,
-    Reading,
-    further_events,
-    limit_reached,
-    merge,
-    wire_crossed,
-)
 from supervisor.watch.kernel_log import KernelLog
-
-QUEUE = 16
-"""Events a subscriber may lag behind before those of one kind are merged into one."""
-
-OOM_DELAYS = tuple(0.001 * 2**n for n in range(10))
-"""Seconds, about one in all: v1's alarm comes before the kill, and the kill before its count."""
-
-PIDS_DELAYS = tuple(min(0.05 * 2**n, 5.0) for n in range(8))
-"""Seconds; the last one is repeated while the job lives: v1 tells of the first refusal only."""
-
-_GONE = (errno.ENOENT, errno.ENODEV)
-
-
-class Subscription:
-    """One job's cgroup as it is watched; made by `Watcher.subscribe`.
-
-    `events` ends after `close`.  A slow reader loses nothing: what waits is merged, kind by kind.
-    """
-
-    def __init__(self, watcher: Watcher, cgroup: JobCgroup, limits: Limits, *, held: bool) -> None:
-        self._watcher = watcher
-        self._cgroup = cgroup
-        self._limits = limits
-        self._held = held
-        self._known = Known()
-        self._gone = False
-        self._send, self.events = trio.open_memory_channel[Event](QUEUE)
-        self._pending: dict[type, Event] = {}
-        self._sending: trio.CancelScope | None = None
-        self._oom_watch: trio.CancelScope | None = None
-        self._pids_watch: trio.CancelScope | None = None
-        self.notifications = cgroup.notifications
-        self.watches: list[int] = []
-        self.alarms: list[int] = []
-        tells = {n.path.rpartition("/")[2] for n in self.notifications if n.kind == "inotify"}
-        self._tells_populated = "cgroup.events" in tells
-        self._tells_refusals = "pids.events" in tells
-
-    @property
-    def in_oom(self) -> bool:
-        """Whether the kernel announced an OOM whose outcome is not known yet."""
-        return self._oom_watch is not None
-
-    def update(self, limits: Limits, *, held: bool) -> None:
-        """The limits have changed, or whether tasks are held at the one of memory."""
-        self._limits = limits
-        self._held = held
-
-    def recheck(self, *, alarmed: bool = False) -> None:
-        """Read the counters and send what has changed.  Never blocks, never raises."""
-        if self._gone:
-            return
-        try:
-            self._check(alarmed)
-        except KernelError as error:
-            self._failed(error)
-
-    def close(self) -> None:
-        """Unregister everything and end `events`.  Idempotent; before the cgroup is removed."""
-        self._gone = True
-        self._watcher.forget(self)
-        self._stop_watching()
-        if self._sending:
-            self._sending.cancel()
-        self._send.close()
-
-    def _check(self, alarmed: bool) -> None:
-        now = self._read(alarmed)
-        frozen = False
-        if wire_crossed(self._known, now, held=self._held):
-            now = self._freeze(alarmed)
-            frozen = now.counters.under_oom
-        reached = frozen or limit_reached(self._known, now, held=self._held)
-        at = time.time()
-        events = further_events(self._known, now, self._limits, at)
-        if reached and self._limits.memory is not None:
-            events.insert(0, self._memory_limit(now, at, self._limits.memory))
-        self._known = self._known.after(now)
-        for event in events:
-            self._emit(event)
-        if alarmed:
-            self._watch_oom()
-        if now.counters.refused and not self._tells_refusals and self._pids_watch is None:
-            self._watch_refusals()
-
-    def _read(self, alarmed: bool) -> Reading:
-        populated = self._cgroup.populated() if self._tells_populated else None
-        return Reading(self._cgroup.counters(), populated, alarmed)
-
-    def _freeze(self, alarmed: bool) -> Reading:
-        """Hold the job at v2's trip wire.  Undone where the cgroup says it is not armed."""
-        self._cgroup.freeze()
-        now = self._read(alarmed)
-        if not now.counters.under_oom:
-            self._cgroup.thaw()
-        return now
-
-    def _memory_limit(self, now: Reading, at: float, limit: int) -> MemoryLimit:
-        usage = self._cgroup.usage().memory
-        counters = now.counters
-        hits = counters.limit_hits
-        return MemoryLimit(at, limit if usage is None else usage, limit, hits, counters.under_oom)
-
-    def _failed(self, error: KernelError) -> None:
-        if error.errno in _GONE:
-            self._gone = True
-            self._watcher.forget(self)
-            self._stop_watching()
-            self._emit(CgroupGone(time.time(), self._cgroup.path))
-            return
-        # too many open files, say: told once, and tried again for a while
-        self._watcher.trouble(str(error))
-        if self._oom_watch is None:
-            self._watch_oom()
-
-    def _emit(self, event: Event) -> None:
-        kind = type(event)
-        merged = merge(self._pending.pop(kind, None), event)
-        self._pending[kind] = merged
-        if self._sending is None:
-            self._offer()
-
-    def _offer(self) -> None:
-        """Hand over what waits; what does not fit is left to a task that waits for room."""
-        try:
-            while self._pending:
-                kind = next(iter(self._pending))
-                self._send.send_nowait(self._pending[kind])
-                del self._pending[kind]
-        except trio.WouldBlock:
-            self._sending = trio.CancelScope()
-            self._watcher.start(self._hand_over, self._sending)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._pending.clear()  # nobody listens any more
-
-    async def _hand_over(self, scope: trio.CancelScope) -> None:
-        with scope:
-            try:
-                while self._pending:
-                    # what comes meanwhile may not be merged into an event that is being taken
-                    await self._send.send(self._pending.pop(next(iter(self._pending))))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._pending.clear()
-        self._sending = None
-
-    def _watch_oom(self) -> None:
-        if self._oom_watch:
-            self._oom_watch.cancel()
-        self._oom_watch = trio.CancelScope()
-        self._watcher.start(self._until_settled, self._oom_watch)
-
-    async def _until_settled(self, scope: trio.CancelScope) -> None:
-        """Until the kill is counted or the job sleeps at its limit; for a second at most."""
-        kills = self._known.counters.oom_kills
-        with scope:
-            for delay in OOM_DELAYS:
-                await trio.sleep(delay)
-                self.recheck()
-                now = self._known.counters
-                if self._gone or now.oom_kills > kills or (self._held and now.under_oom):
-                    break
-        if self._oom_watch is scope:
-            self._oom_watch = None
-
-    def _watch_refusals(self) -> None:
-        self._pids_watch = trio.CancelScope()
-        self._watcher.start(self._while_refused, self._pids_watch)
-
-    async def _while_refused(self, scope: trio.CancelScope) -> None:
-        with scope:
-            for delay in PIDS_DELAYS:
-                await trio.sleep(delay)
-                self.recheck()
-            while not self._gone:
-                await trio.sleep(PIDS_DELAYS[-1])
-                self.recheck()
-
-    def _stop_watching(self) -> None:
-        for scope in (self._oom_watch, self._pids_watch):
-            if scope:
-                scope.cancel()
+from supervisor.watch.subscription import Subscription
 
 
 class _Source(Protocol):
@@ -321,6 +129,10 @@ class Watcher:
             if not those:
                 self._by_path.pop(note.path, None)
 
+    def take_alarms(self, subscription: Subscription) -> bool:
+        """Whether an alarm of this one went off that nobody has seen yet."""
+        return any(self._alarms.take(alarm) for alarm in subscription.alarms)
+
     def start(
         self, task: Callable[[trio.CancelScope], Awaitable[None]], scope: trio.CancelScope
     ) -> None:
@@ -343,7 +155,7 @@ class Watcher:
     def _on_alarm(self) -> None:
         for alarm in self._alarms.read():
             if subscription := self._by_alarm.get(alarm):
-                subscription.recheck(alarmed=True)
+                subscription.alarm()
 
     def _on_record(self, record: Record) -> None:
         """Any OOM may settle those that are being waited for; one on the host may be anybody's."""

@@ -26,14 +26,19 @@ class Reading:
 
 @frozen
 class Known:
-    """What the events sent so far amount to.  `hits`: limit hits at the last alarm."""
+    """What the events sent so far amount to.  `hits`: those of the limit already told of."""
 
     counters: Counters = field(factory=Counters)
     populated: bool | None = None
     hits: int = 0
 
-    def after(self, now: Reading) -> Known:
-        hits = now.counters.limit_hits if now.alarmed or now.counters.under_oom else self.hits
+    def after(self, now: Reading, *, told: bool, held: bool) -> Known:
+        """`told`: a MemoryLimit follows from `now`.
+
+        A job that is held fails to be charged several times before it sleeps: hits seen then are
+        new until it does.
+        """
+        hits = now.counters.limit_hits if told or (now.alarmed and not held) else self.hits
         return Known(now.counters, now.populated, hits)
 
 

@@ -105,12 +105,24 @@ class KernelLog:
             self._remember_kill(record)
 
     def _remember_kill(self, killed: OomKilled) -> None:
-        """Under the kernel's oom_lock the choice is the line before the kill it explains."""
+        """Under the kernel's oom_lock the choice is the line before the kill it explains.
+
+        With memory.oom.group the chosen one is killed, and told of, once more among the group.
+        """
         last = self._kills[-1] if self._kills else None
         if last and last.killed is None and last.victim and last.victim.pid == killed.pid:
             self._kills[-1] = Kill(last.victim, killed)
-        else:
+        elif not self._told_already(killed.pid):
             self._kills.append(Kill(None, killed))
+
+    def _told_already(self, pid: int) -> bool:
+        """Whether this is said twice of one process, since the last choice was made."""
+        for kill in reversed(self._kills):
+            if kill.killed and kill.killed.pid == pid:
+                return True
+            if kill.victim:
+                return False
+        return False
 
     def evidence_for(self, *paths: str, pids: Collection[int] = ()) -> tuple[Evidence, ...]:
         """What the log says of the cgroups `paths` (as the kernel names them) and those below.

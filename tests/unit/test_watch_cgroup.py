@@ -25,8 +25,9 @@ from supervisor.model.event import (
     Populated,
 )
 from supervisor.model.limits import Limits
-from supervisor.watch.cgroup import QUEUE, Subscription, Watcher, open_watcher
+from supervisor.watch.cgroup import Watcher, open_watcher
 from supervisor.watch.kernel_log import KernelLog
+from supervisor.watch.subscription import QUEUE, Subscription
 from tests.unit.test_watch_log import Kernel
 
 LIMITS = Limits(memory=1 << 20, pids=8)

@@ -49,21 +49,38 @@ def test_the_memory_limit_is_reached_when_reclaim_has_failed(
 
 
 def test_a_hit_read_before_its_alarm_is_not_lost() -> None:
-    known = Known().after(Reading(Counters(limit_hits=3)))
+    known = Known().after(Reading(Counters(limit_hits=3)), told=False, held=False)
     alarm = Reading(Counters(limit_hits=3), alarmed=True)
     assert limit_reached(known, alarm, held=False)
-    assert not limit_reached(known.after(alarm), alarm, held=False)
+    assert not limit_reached(known.after(alarm, told=True, held=False), alarm, held=False)
+
+
+ASLEEP = Reading(Counters(limit_hits=3, under_oom=True), alarmed=True)
 
 
 def test_a_held_job_is_told_of_once_until_it_strikes_again() -> None:
-    asleep = Reading(Counters(limit_hits=3, under_oom=True), alarmed=True)
-    known = Known().after(asleep)
+    known = Known().after(ASLEEP, told=True, held=True)
     more_threads = Reading(Counters(limit_hits=4, under_oom=True))
     assert not limit_reached(known, more_threads, held=True)
-    raised = known.after(Reading(Counters(limit_hits=4)))
+    raised = known.after(Reading(Counters(limit_hits=4)), told=False, held=True)
     assert limit_reached(raised, Reading(Counters(limit_hits=5, under_oom=True)), held=True)
-    unseen = Reading(Counters(limit_hits=9, under_oom=True), alarmed=True)
-    assert limit_reached(known, unseen, held=True)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        # it sleeps again before anybody saw it awake, and the alarm is still to come
+        Reading(Counters(limit_hits=9, under_oom=True)),
+        # charges fail before it sleeps, and an alarm comes late
+        Reading(Counters(limit_hits=9), alarmed=True),
+    ],
+)
+def test_a_held_job_that_strikes_again_at_once_is_told_of(between: Reading) -> None:
+    known = Known().after(ASLEEP, told=True, held=True)
+    assert not limit_reached(known, between, held=True)
+    known = known.after(between, told=False, held=True)
+    again = Reading(Counters(limit_hits=9, under_oom=True), alarmed=True)
+    assert limit_reached(known, again, held=True)
 
 
 def test_the_wire_is_crossed_only_by_a_job_that_is_to_be_held() -> None:
@@ -82,7 +99,7 @@ def test_counters_that_grew_become_events_with_totals() -> None:
         PidsLimit(1.5, 7, 8),
         Populated(1.5, False),
     ]
-    assert further_events(known.after(now), now, Limits(pids=8), 2.0) == []
+    assert further_events(known.after(now, told=False, held=False), now, Limits(pids=8), 2.0) == []
 
 
 def test_a_refusal_without_an_own_limit_is_an_ancestors() -> None:

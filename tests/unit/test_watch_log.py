@@ -94,6 +94,16 @@ def test_a_kill_without_its_choice_is_known_by_its_pid(kernel: Kernel) -> None:
     assert len(told(kernel.log, RUN, pids=(7, 9))) == 3
 
 
+def test_a_group_kill_tells_of_the_chosen_one_once(kernel: Kernel) -> None:
+    kernel.chose(7, RUN, RUN)
+    for pid in (7, 8, 7, 9, 8):
+        kernel.killed(pid)
+    assert len(told(kernel.log, RUN, pids=(7, 8, 9))) == 3
+    kernel.chose(7, RUN, RUN)  # later, and another process of that number
+    kernel.killed(7)
+    assert len(told(kernel.log, RUN)) == 2
+
+
 def test_a_refused_fork_is_evidence(kernel: Kernel) -> None:
     kernel.say("cgroup: fork rejected by pids controller in /p/run-1/payload")
     kernel.say("cgroup: fork rejected by pids controller in ")
