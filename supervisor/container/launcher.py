@@ -88,7 +88,7 @@ def serve_one(control: _socket.socket) -> bool:
         pid, pidfd = launch(control, data, fds)
     except KernelError as error:
         answer = protocol.pack(
-            protocol.REFUSED, "clone", error.errno, error.path or "", error.operation
+            protocol.REFUSED, "clone", error.errno or 0, error.path or "", error.operation
         )
         send(control, answer, ())
     except (ValueError, TypeError, EOFError) as error:

@@ -1,7 +1,7 @@
 """`supervise doctor`: everything a job needs, tried for real on this host, with the fix.
 
 The trials themselves are in `doctor_kernel` (namespaces, mounts) and `doctor_limits` (cgroups);
-how they are contained is told in `doctor_trial`.  `name_clash` is the one check that every
+how they are contained is told in `doctor_trial`.  `clash` has the one check that every
 command makes at its start.
 
 May import: `errors`, `model`, `linux`, `cgroup`.
@@ -12,43 +12,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 from attrs import asdict
 
 from supervisor.errors import SupervisorError
 from supervisor.front import doctor_kernel, doctor_limits, lines
+from supervisor.front.clash import name_clash
 from supervisor.front.doctor_trial import Check, Verdict
 
 LONGEST = 10.0
 """Seconds for the whole; what is left by then is not tried."""
 
 COLOURS = {"enforced": lines.GREEN, "accounted only": lines.YELLOW, "unavailable": lines.RED}
-
-FOREIGN = "supervisord.py"
-"""A file of the PyPI distribution *supervisor* that ours does not have."""
-
-
-def name_clash(package: Path | None = None) -> str | None:
-    """What is wrong when the PyPI distribution *supervisor* was installed over this one.
-
-    Both have the import package `supervisor`, and pip overwrites without a word.  One stat and
-    one attribute: cheap enough for every start.
-    """
-    ours = sys.modules["supervisor"]
-    where = package or Path(str(ours.__file__)).parent
-    if isinstance(getattr(ours, "__version__", None), str) and not (where / FOREIGN).exists():
-        return None
-    return (
-        f"{where} holds files of another distribution named supervisor (supervisord) too, and "
-        "neither can be trusted (give supervise-batch a virtual environment of its own: python3 "
-        "-m venv .venv && .venv/bin/pip install supervise-batch)"
-    )
 
 
 def doctor(*, as_json: bool, colour: bool, say: Callable[[str], object]) -> int:

@@ -82,6 +82,16 @@ class Evidence:
 
 
 @frozen
+class StartError:
+    """Why the command never ran: the stage of `container.protocol.STAGES`, `errno` 0 where no
+    system call failed."""
+
+    stage: str
+    errno: int
+    path: str
+
+
+@frozen
 class RunRecord:
     """One run of one job, from its start to its verdict."""
 
@@ -102,6 +112,7 @@ class RunRecord:
     expected: bool = False
     detail: str = ""
     decided_by: str = ""
+    start_error: StartError | None = None
     evidence: tuple[Evidence, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:

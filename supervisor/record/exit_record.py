@@ -1,10 +1,9 @@
 """The exit record: the one line a job's init leaves behind, whoever is there to read it.
 
     {"v": 1, "status": WAIT, "utime": S, "stime": S, "maxrss": BYTES, "started": T, "ended": T}
-    {"v": 1, "stage": STAGE, "errno": N, "path": PATH, "text": TEXT}
 
-The first when the payload ran (WAIT as of wait(2), times in seconds, T Unix time), the second
-when it could not be started.  Whatever else is found there is no record: it is never guessed at.
+WAIT is as of wait(2), times are in seconds, T is Unix time.  A payload that could not be started
+has no record.  Whatever else is found there is none either: it is never guessed at.
 
 May import: `model`.
 """
@@ -47,17 +46,7 @@ class ExitRecord:
         return os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else None
 
 
-@frozen
-class StartFailure:
-    """Why the payload never ran; `errno` is 0 where no system call failed."""
-
-    stage: str
-    errno: int
-    path: str
-    text: str
-
-
-def parse(data: bytes) -> ExitRecord | StartFailure | None:
+def parse(data: bytes) -> ExitRecord | None:
     """The record in `data`; None when it is empty, torn, or not one."""
     try:
         found = json.loads(data)
@@ -65,10 +54,10 @@ def parse(data: bytes) -> ExitRecord | StartFailure | None:
         return None
     if not isinstance(found, dict) or found.get("v") != 1:
         return None
-    return _failure(found) if "stage" in found else _ended(found)
+    return _ended(found)
 
 
-def read(path: Path) -> ExitRecord | StartFailure | None:
+def read(path: Path) -> ExitRecord | None:
     """The record in the file `path`; None also when there is no such file.
 
     Raises OSError when it is there and cannot be read: then nothing is known yet.
@@ -96,11 +85,3 @@ def _seconds(value: Any) -> float | None:
     if type(value) not in (int, float) or not 0 <= value < FAR:
         return None
     return float(value)
-
-
-def _failure(found: dict[str, Any]) -> StartFailure | None:
-    stage, errno = found.get("stage"), found.get("errno")
-    path, text = found.get("path"), found.get("text")
-    if type(errno) is not int or not all(isinstance(x, str) for x in (stage, path, text)):
-        return None
-    return StartFailure(str(stage), errno, str(path), str(text))

@@ -1,0 +1,216 @@
+"""The command line: which verb, with which flags; each verb imports what it needs.
+
+Results go to stdout, chatter to stderr.  Exit status: 2 for a wrong configuration or usage, 125
+when supervise itself failed; else what the verb says.
+
+May import: everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import supervisor
+from supervisor.errors import ConfigError, SupervisorError
+
+USAGE, FAILED, INTERRUPTED = 2, 125, 130
+
+DESCRIPTION = """\
+Run batch jobs and services, each in a container made straight from the kernel, within limits
+that hold; and tell, with evidence, why each of them ended.
+
+  supervise CONFIG              run the jobs of a file (the same as: supervise up CONFIG)
+  supervise run -- COMMAND      run one command, its streams your own
+  supervise check CONFIG        is the file right?  --show: what it comes to
+  supervise plan CONFIG [JOB]   every step of a start, without doing it
+  supervise doctor              what of all this can this host enforce?  (tries it)
+  supervise init                print an example configuration
+"""
+
+EPILOG = """\
+examples:
+  supervise init > jobs.toml && supervise jobs.toml
+  supervise run --memory 64M --pids 32 --timeout 10s -- sort /var/log/syslog
+  supervise run --memory 256M --on-memory-limit raise:1G --record - -- python3 job.py
+
+exit status of a batch: 0 all ended as expected, 1 some did not, 2 the configuration is wrong,
+125 supervise failed, 130 interrupted.  Of run: the command's own, 128+n by signal n, 124 timed
+out, 125 supervise failed, 126 not executable, 127 not found.
+"""
+
+RUN_EPILOG = """\
+example:
+  supervise run --memory 64M --mount /srv/data:/data:ro --record run.json -- /data/grade.sh
+
+The root is the host's own, read-only; /tmp and /run are the job's own; there is no network but
+loopback, and no variable of yours but TERM.  A bad end is explained on stderr.
+"""
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command; its exit status.  Everything that can go wrong becomes one message."""
+    arguments = list(argv)
+    if arguments and arguments[0] not in VERBS and not arguments[0].startswith("-"):
+        arguments.insert(0, "up")
+    try:
+        refuse_name_clash()
+        args = parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = args.verb
+        return run(args)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return USAGE
+    except SupervisorError as error:
+        print(f"supervise: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        # Whoever read our output has gone; so that Python's exit does not say it once more:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def refuse_name_clash() -> None:
+    """PyPI's `supervisor` has the same import name, and pip overwrites one with the other."""
+    from supervisor.front.clash import name_clash
+
+    clash = name_clash()
+    if clash:
+        raise SupervisorError(clash)
+
+
+def parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="supervise",
+        usage="supervise CONFIG | supervise VERB ...",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=raw,
+    )
+    top.add_argument("--version", action="version", version=f"supervise {supervisor.__version__}")
+    verbs = top.add_subparsers(metavar="VERB", required=True, title="verbs")
+    for name, (help_text, configure) in VERBS.items():
+        verb = verbs.add_parser(name, help=help_text, description=help_text, formatter_class=raw)
+        configure(verb)
+    return top
+
+
+def _colour(verb: argparse.ArgumentParser) -> None:
+    choices = ("auto", "always", "never")
+    verb.add_argument("--color", choices=choices, default="auto", help="(NO_COLOR is honoured)")
+
+
+def _config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file (docs/config.md)")
+
+
+def _up(verb: argparse.ArgumentParser) -> None:
+    _config(verb)
+    verb.add_argument("--json", action="store_true", help="one record a line as runs end")
+    verb.add_argument("--plain", action="store_true", help="lines instead of the live table")
+    _colour(verb)
+    verb.set_defaults(verb=_do_up)
+
+
+def _run(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.flags import add_job_flags
+
+    verb.usage = "supervise run [FLAG ...] -- COMMAND [ARGUMENT ...]"
+    verb.epilog = RUN_EPILOG
+    add_job_flags(verb)
+    verb.add_argument("--record", metavar="FILE", help="write the JSON record there; -: stdout")
+    verb.add_argument(
+        "--on-missing",
+        choices=("refuse", "warn"),
+        default="refuse",
+        help="what to do about a limit that this host cannot enforce (default: refuse)",
+    )
+    verb.add_argument("command", metavar="COMMAND", nargs="+", help=argparse.SUPPRESS)
+    verb.set_defaults(verb=_do_run)
+
+
+def _check(verb: argparse.ArgumentParser) -> None:
+    _config(verb)
+    verb.add_argument("--show", action="store_true", help="print the merged, resolved view")
+    verb.set_defaults(verb=_do_check)
+
+
+def _plan(verb: argparse.ArgumentParser) -> None:
+    _config(verb)
+    verb.add_argument("job", metavar="JOB", nargs="?", help="one job (default: all)")
+    verb.set_defaults(verb=_do_plan)
+
+
+def _doctor(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="the table as JSON")
+    _colour(verb)
+    verb.set_defaults(verb=_do_doctor)
+
+
+def _init(verb: argparse.ArgumentParser) -> None:
+    verb.set_defaults(verb=_do_init)
+
+
+def _do_up(args: argparse.Namespace) -> int:
+    from supervisor.front.up import up
+
+    return up(args.config, as_json=args.json, plain=args.plain, color=args.color)
+
+
+def _do_run(args: argparse.Namespace) -> int:
+    from supervisor.front.oneshot import run
+
+    return run(args)
+
+
+def _do_check(args: argparse.Namespace) -> int:
+    from supervisor.front import config
+    from supervisor.policy import registry
+
+    found = config.load(args.config)
+    registry.load(found.supervisor.plugins, found.policies, found.jobs, where=found.where)
+    if args.show:
+        print(config.show(found), end="")
+    else:
+        print(f"{args.config}: {len(found.jobs)} jobs, no problem found")
+    return 0
+
+
+def _do_plan(args: argparse.Namespace) -> int:
+    from supervisor.front.planning import plan
+
+    for line in plan(args.config, args.job):
+        print(line)
+    return 0
+
+
+def _do_doctor(args: argparse.Namespace) -> int:
+    from supervisor.front.doctor import doctor
+    from supervisor.front.lines import use_colour
+
+    colour = use_colour(args.color, sys.stdout, os.environ)
+    return doctor(as_json=args.json, colour=colour, say=print)
+
+
+def _do_init(_args: argparse.Namespace) -> int:
+    from supervisor.front import example
+
+    print(example.text(), end="")
+    return 0
+
+
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "up": ("run the jobs of a configuration file", _up),
+    "run": ("run one command in a container of its own", _run),
+    "check": ("check a configuration file, start nothing", _check),
+    "plan": ("print every step of a start, in order, without doing it", _plan),
+    "doctor": ("try each namespace and each limit on this host", _doctor),
+    "init": ("print an example configuration", _init),
+}

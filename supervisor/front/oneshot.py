@@ -1,0 +1,135 @@
+"""`supervise run`: one command, its streams the caller's own, its end explained.
+
+May import: everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from attrs import evolve
+
+from supervisor.errors import KernelError
+from supervisor.front.config import Config, config_from_flags
+from supervisor.model.record import Reason, RunRecord
+from supervisor.policy.registry import Policy
+from supervisor.record.quiet import QuietLog
+from supervisor.supervise.instance import Instance, Settings, open_instance, scratch_dir
+from supervisor.supervise.shutdown import obey_signals
+
+TIMED_OUT, FAILED, NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 124, 125, 126, 127, 128
+TOLD = frozenset({"warning", "notify", "retry", "restart", "limit_changed", "cleanup_failed"})
+"""Entries that somebody who runs one command wants to hear of."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `args.command`; the exit status documented in `supervise --help`.
+
+    Raises ConfigError and SupervisorError: then nothing was started.
+    """
+    config = config_from_flags(args, name=f"run-{os.getpid()}")
+    policies: tuple[Policy, ...] = ()
+    if config.supervisor.plugins:
+        from supervisor.policy import registry
+
+        policies = registry.load(config.supervisor.plugins, config.policies, config.jobs)
+    with scratch_dir(config.jobs[0].write == "overlay") as scratch:
+        own = config.supervisor
+        settings = Settings(
+            name=own.name,
+            runtime=own.runtime_dir / own.name,
+            state=None,
+            on_missing=args.on_missing,
+            scratch=scratch,
+        )
+        record = trio.run(_run, _with_terminal(config), settings, policies)
+    _tell(record, args.record)
+    return exit_status(record)
+
+
+def _with_terminal(config: Config) -> Config:
+    """TERM is the one variable that belongs to the streams, and they are the caller's."""
+    (job,) = config.jobs
+    term = os.environ.get("TERM")
+    if term is None:
+        return config
+    return evolve(config, jobs=(evolve(job, environment={"TERM": term, **job.environment}),))
+
+
+async def _run(config: Config, settings: Settings, policies: tuple[Policy, ...]) -> RunRecord:
+    async with (
+        open_instance(settings, config.jobs, policies, QuietLog(_say)) as instance,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(obey_signals, instance)
+        await instance.run()
+        nursery.cancel_scope.cancel()
+    return _last(instance)
+
+
+def _last(instance: Instance) -> RunRecord:
+    return instance.records[-1]
+
+
+def _say(entry: dict[str, Any]) -> None:
+    if entry["event"] in TOLD:
+        from supervisor.front.lines import line_of
+
+        line = line_of(entry)
+        if line is not None:
+            print(f"supervise: {line}", file=sys.stderr)
+
+
+def _tell(record: RunRecord, target: str | None) -> None:
+    """The record where it was asked for, and a bad end in a few lines on stderr."""
+    if target is not None:
+        text = json.dumps(record.to_json()) + "\n"
+        if target == "-":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        else:
+            try:
+                with open(target, "w") as file:  # noqa: PTH123
+                    file.write(text)
+            except OSError as error:
+                raise KernelError("write", target, error.errno or 0) from error
+    if record.reason is not Reason.SUCCEEDED:
+        from supervisor.front.explain_end import explain
+
+        for line in explain(record):
+            print(f"supervise: {line}", file=sys.stderr)
+
+
+def exit_status(record: RunRecord) -> int:
+    """The command's own, or what stands for why it has none of its own."""
+    if record.reason in _FIXED:
+        return _FIXED[record.reason](record)
+    if record.signal is not None:
+        return BY_SIGNAL + record.signal
+    if record.exit_code is None:
+        return FAILED
+    # OOM-killed in part: the main process may have exited 0, but the job did not end well
+    bad = record.reason is not Reason.SUCCEEDED and record.exit_code == 0
+    return BY_SIGNAL + 9 if bad else record.exit_code
+
+
+def _start_status(record: RunRecord) -> int:
+    error = record.start_error
+    if error is None or error.stage != "exec":
+        return FAILED
+    return NOT_FOUND if error.errno in (2, 20) else NOT_EXECUTABLE
+
+
+_FIXED: dict[Reason, Callable[[RunRecord], int]] = {
+    Reason.TIMEOUT: lambda _: TIMED_OUT,
+    Reason.CPU_TIMEOUT: lambda _: TIMED_OUT,
+    Reason.START_FAILED: _start_status,
+    Reason.SKIPPED: lambda _: FAILED,
+    Reason.STOPPED: lambda _: 130,
+}

@@ -1,0 +1,113 @@
+"""`supervise CONFIG`: run a file's jobs, show them, sum them up.
+
+May import: everything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from supervisor.front import config as configuration
+from supervisor.front import lines, live, summary
+from supervisor.front.config import Config
+from supervisor.policy import registry
+from supervisor.policy.registry import Policy
+from supervisor.record.eventlog import EventLog
+from supervisor.record.runs import StateDir
+from supervisor.supervise.admission import Room
+from supervisor.supervise.instance import Instance, Settings, open_instance
+from supervisor.supervise.shutdown import obey_signals
+
+
+def up(path: Path, *, as_json: bool, plain: bool, color: str) -> int:
+    """Run the jobs of the file at `path`; the exit status of the batch.
+
+    Raises ConfigError and SupervisorError: then no job has been started.
+    """
+    config = configuration.load(path)
+    policies = registry.load(
+        config.supervisor.plugins, config.policies, config.jobs, where=config.where
+    )
+    return trio.run(_up, config, policies, _Show(as_json, plain, color))
+
+
+class _Show:
+    """What is shown where: chatter on stderr, results on stdout."""
+
+    def __init__(self, as_json: bool, plain: bool, color: str) -> None:
+        self.as_json = as_json
+        self.colour_out = lines.use_colour(color, sys.stdout, os.environ)
+        self.colour_err = lines.use_colour(color, sys.stderr, os.environ)
+        self.live = not plain and live.available(sys.stderr, os.environ)
+
+    @asynccontextmanager
+    async def running(self, instance: Instance, log: EventLog) -> AsyncIterator[None]:
+        """The view on stderr and, if asked for, the records on stdout, while the jobs run."""
+        async with trio.open_nursery() as nursery:
+            if self.as_json:
+                records = lines.Printer(sys.stdout, lines.record_line)
+                log.subscribe(records)
+                nursery.start_soon(records.run)
+            if self.live:
+                table = live.Live(sys.stderr, self.colour_err, time.time)
+                log.subscribe(table)
+                nursery.start_soon(table.run, instance.status)
+            else:
+                printer = lines.Printer(
+                    sys.stderr, lambda entry: lines.line_of(entry, self.colour_err)
+                )
+                log.subscribe(printer)
+                nursery.start_soon(printer.run)
+            yield
+            nursery.cancel_scope.cancel()
+
+    def summarise(self, instance: Instance, wall: float) -> None:
+        out = sys.stderr if self.as_json else sys.stdout
+        width = os.get_terminal_size(out.fileno()).columns if out.isatty() else None
+        colour = self.colour_err if self.as_json else self.colour_out
+        ordered = sorted(instance.records, key=lambda record: record.finished_at or "")
+        out.write(summary.summary(ordered, wall, colour=colour, width=width))
+        out.flush()
+
+
+async def _up(config: Config, policies: tuple[Policy, ...], show: _Show) -> int:
+    settings = settings_of(config)
+    assert settings.state is not None
+    settings.state.make()
+    log = EventLog(settings.state.events, time.time)
+    began = time.monotonic()
+    try:
+        async with open_instance(settings, config.jobs, policies, log) as instance:
+            async with show.running(instance, log), trio.open_nursery() as nursery:
+                await nursery.start(obey_signals, instance)
+                log.emit("supervisor_started", jobs=len(config.jobs), config=config.filename)
+                await instance.run()
+                nursery.cancel_scope.cancel()
+            log.emit("supervisor_stopped", interrupted=instance.interrupted)
+    finally:
+        log.close()
+    show.summarise(instance, time.monotonic() - began)
+    if instance.interrupted:
+        return 130
+    return 0 if instance.succeeded else 1
+
+
+def settings_of(config: Config) -> Settings:
+    """The instance that a configuration describes."""
+    own = config.supervisor
+    capacity = own.capacity
+    return Settings(
+        name=own.name,
+        runtime=own.runtime_dir / own.name,
+        state=StateDir(own.state_dir / own.name),
+        room=Room(capacity.memory, capacity.cpus, capacity.jobs),
+        on_missing=own.on_missing,
+        cgroup_parent=own.cgroup_parent,
+    )

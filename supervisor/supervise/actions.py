@@ -1,0 +1,137 @@
+"""What is done about an event: what the policies decided, else the default.
+
+May import: `errors`, `model`, `policy.engine`, `record`, `supervise`.
+
+    event         nobody decides                     an action that says nothing of it
+    MemoryLimit   a held job is let go: OOM kill     the same, after the action
+    OomKill       oom = "kill": the whole job goes   -
+    Timeout       the job is stopped                 Ignore and SignalJob let it go on
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+
+from supervisor.errors import KernelError
+from supervisor.model.action import (
+    Action,
+    Freeze,
+    Ignore,
+    KillJob,
+    Notify,
+    RaiseLimit,
+    Retry,
+    SignalJob,
+    StopAll,
+    Thaw,
+)
+from supervisor.model.event import HOOK_OF, Event, MemoryLimit, Timeout
+from supervisor.model.record import LimitChange, Reason, iso
+from supervisor.model.state import State
+from supervisor.policy.engine import Decision
+from supervisor.record.entries import decision_entry
+from supervisor.supervise.admission import Demand
+from supervisor.supervise.restart import changed
+
+if TYPE_CHECKING:
+    from supervisor.supervise.run import Run
+
+
+def perform(run: Run, event: Event, decision: Decision) -> None:
+    """Do what was decided about `event`, and then what is due anyway."""
+    _tell(run, event, decision)
+    settled = False
+    if decision.action is not None:
+        settled = _act(run, event, decision.action, decision.by)
+    if settled:
+        return
+    if isinstance(event, Timeout):
+        reason = Reason.TIMEOUT if event.kind == "wall" else Reason.CPU_TIMEOUT
+        run.stop(reason, decision.by or "configuration", f"after {event.limit:g} s")
+    elif isinstance(event, MemoryLimit) and event.held:
+        _let_go(run)
+
+
+def _tell(run: Run, event: Event, decision: Decision) -> None:
+    """Into the event log: the decision, and each policy that failed to answer."""
+    hook = HOOK_OF.get(type(event), "")
+    for answer in decision.answers:
+        if answer.error:
+            run.warn(f"policy {answer.policy} at {hook}: {answer.error}")
+    if decision.action is not None:
+        run.emit("decision", **decision_entry(hook, decision.by, decision.action))
+
+
+def _act(run: Run, event: Event, action: Action, by: str) -> bool:
+    """Perform one action; True when it settles the event, so that no default follows."""
+    match action:
+        case RaiseLimit():
+            return _raise(run, action, by)
+        case KillJob():
+            run.stop(Reason.POLICY, by, action.why, now=action.now)
+            return True
+        case SignalJob():
+            run.send_signal(action.signal)
+            return not isinstance(event, MemoryLimit)
+        case Freeze():
+            run.freeze()
+            return True
+        case Thaw():
+            run.thaw()
+            return True
+        case Retry():
+            run.retry = (action, by)
+        case StopAll():
+            run.shared.stop_all(f"{by}: {action.why}" if action.why else by)
+            return True
+        case Notify():
+            run.emit("notify", by=by, message=action.message)
+        case Ignore():
+            return not isinstance(event, MemoryLimit)
+    return False
+
+
+def _raise(run: Run, action: RaiseLimit, by: str) -> bool:
+    """Set a limit of the living job, if the instance has room for it; whether it was done."""
+    wanted = changed(run.limits, {action.limit: action.to})
+    lack = run.shared.admission.resize(run.spec.name, Demand.of(wanted))
+    if lack:
+        run.warn(f"{by} wants {action.limit} = {action.to:g}, but capacity lacks {lack}")
+        return False
+    try:
+        value = run.cgroup.change(action.limit, action.to)
+    except KernelError as error:
+        run.warn(f"cannot raise {action.limit}: {error}")
+        run.shared.admission.resize(run.spec.name, Demand.of(run.limits))
+        return False
+    run.limits = changed(run.limits, {action.limit: value})
+    run.raised[action.limit] = run.raised.get(action.limit, 0) + 1
+    if action.limit == "memory":
+        run.limit_history.append(LimitChange(iso(run.now()), value, by))
+    run.subscription.update(run.limits, held=run.held)
+    run.emit("limit_changed", limit=action.limit, to=value, by=by)
+    if run.state is State.HELD:
+        run.set_state(State.RUNNING)
+    return True
+
+
+def _let_go(run: Run) -> None:
+    """No policy raised the limit: the OOM killer decides, and from now on at once."""
+    run.held = False
+    run.subscription.update(run.limits, held=False)
+    try:
+        run.cgroup.hold_at_limit(False)
+    except KernelError as error:
+        run.warn(f"cannot let the held job go on, killing it: {error}")
+        run.stop(Reason.OOM, "supervise", "held at its limit", now=True)
+        return
+    if run.state is State.HELD:
+        run.set_state(State.RUNNING)
+
+
+def without(run: Run, limit: str) -> None:
+    """Take a limit that cannot be enforced out of those in force."""
+    nothing: Any = () if limit == "io" else None
+    run.limits = evolve(run.limits, **{limit: nothing})

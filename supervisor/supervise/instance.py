@@ -1,0 +1,236 @@
+"""An instance: its directories, its lock, its tools, and a task for each job.
+
+May import: everything above `front`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import trio
+from attrs import frozen
+
+from supervisor.cgroup.api import CgroupManager
+from supervisor.cgroup.detect import detect
+from supervisor.container.build import WITHOUT_PRIVILEGE
+from supervisor.container.host import Host
+from supervisor.container.spawn import open_launcher
+from supervisor.errors import KernelError, LimitError, SupervisorError
+from supervisor.linux import syscalls
+from supervisor.model.job import JobSpec
+from supervisor.model.record import Reason, RunRecord
+from supervisor.model.status import InstanceStatus
+from supervisor.policy.engine import Engine
+from supervisor.policy.registry import Policy
+from supervisor.record.runs import StateDir
+from supervisor.supervise.admission import Admission, Room
+from supervisor.supervise.hookcall import HookCaller
+from supervisor.supervise.job import Job
+from supervisor.supervise.reaper import Reaper
+from supervisor.supervise.run import refusals
+from supervisor.supervise.shared import Log, Shared
+from supervisor.watch.cgroup import open_watcher
+from supervisor.watch.kernel_log import KernelLog
+
+POOL = 4
+"""Run directories made ahead of need."""
+
+
+@frozen
+class Settings:
+    """What an instance is told.  `state` None: a one-shot run; `scratch` for its writable layer."""
+
+    name: str
+    runtime: Path
+    state: StateDir | None
+    room: Room = Room()  # noqa: RUF009 - frozen
+    on_missing: Literal["refuse", "warn"] = "refuse"
+    cgroup_parent: str | None = None
+    scratch: Path | None = None
+
+
+class Instance:
+    """The jobs of one configuration, while they are supervised."""
+
+    def __init__(self, shared: Shared, specs: Iterable[JobSpec]) -> None:
+        self.shared = shared
+        self.jobs = {spec.name: Job(shared, spec, n) for n, spec in enumerate(specs)}
+        self.interrupted = ""
+
+    async def run(self) -> None:
+        """Until every job has ended."""
+        async with trio.open_nursery() as nursery:
+            for job in self.jobs.values():
+                nursery.start_soon(job.run, self.jobs)
+
+    def stop(self, why: str, *, now: bool = False) -> None:
+        """Stop every job in order; with `now`, kill at once what is left."""
+        self.interrupted = self.interrupted or why
+        for job in self.jobs.values():
+            job.stop(Reason.STOPPED, why, now=now)
+
+    def status(self) -> InstanceStatus:
+        """For the views; reads the cgroups of the running jobs."""
+        now = time.time()
+        jobs = tuple(job.status(now) for job in self.jobs.values())
+        return InstanceStatus(jobs, self.shared.admission.use())
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Every run, job by job."""
+        return [record for job in self.jobs.values() for record in job.records]
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether all have ended as expected."""
+        return all(job.expected for job in self.jobs.values())
+
+
+@asynccontextmanager
+async def open_instance(
+    settings: Settings, specs: Sequence[JobSpec], policies: Iterable[Policy], log: Log
+) -> AsyncIterator[Instance]:
+    """An instance ready to run; everything it made is removed at the end.
+
+    Raises SupervisorError: the name is taken, a limit cannot be enforced, privilege is lacking.
+    Then nothing has been started, and nothing is left.
+    """
+    manager = detect(settings.name, settings.cgroup_parent)
+    check_limits(manager, specs, settings.on_missing)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(unwrapped())
+        stack.enter_context(runtime_dir(settings))
+        stack.enter_context(_closing(manager, log))
+        reaper = Reaper()
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        syscalls.set_child_subreaper()
+        await nursery.start(reaper.run)
+        kernel_log = KernelLog.open()
+        stack.callback(kernel_log.close)
+        work = settings.runtime / "work"
+        host = Host(str(work))
+        stack.callback(host.close)
+        launcher = await stack.enter_async_context(
+            open_launcher(lambda argv, fd: reaper.spawn(argv, env={}, pass_fds=(fd,)), work)
+        )
+        watcher = await stack.enter_async_context(open_watcher(nursery, kernel_log))
+        stops: list[Callable[[str], None]] = []
+        shared = Shared(
+            manager=manager,
+            launcher=launcher,
+            host=host,
+            reaper=reaper,
+            watcher=watcher,
+            kernel_log=kernel_log,
+            engine=Engine(policies, HookCaller()),
+            log=log,
+            admission=Admission(settings.room),
+            on_missing=settings.on_missing,
+            stop_all=lambda why: stops[0](why),
+            state=settings.state,
+            scratch=settings.scratch,
+        )
+        instance = Instance(shared, specs)
+        stops.append(instance.stop)
+        if settings.state is not None:
+            shared.run_ids.resume(settings.state.runs)
+        for text in watcher.blind:
+            log.emit("warning", text=f"cannot see {text}")
+        yield instance
+
+
+def check_limits(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> None:
+    """LimitError naming each job's limits that cannot be enforced, unless only to be warned of."""
+    if on_missing != "refuse":
+        return
+    lines = [
+        f"{spec.name}: {line}" for spec in specs for line in refusals(manager.missing(spec.limits))
+    ]
+    if lines:
+        hint = 'or set on_missing = "warn" to run without'
+        raise LimitError(lines, hint=hint if os.geteuid() == 0 else WITHOUT_PRIVILEGE)
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """A lone error comes out of the nurseries as itself, not as a group of groups of one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+
+
+@contextmanager
+def runtime_dir(settings: Settings) -> Iterator[None]:
+    """RUNTIME/NAME with its lock; SupervisorError when another instance has it.
+
+    Mode 0711: a job in a user namespace must be able to walk to its own root below.
+    """
+    runtime = settings.runtime
+    try:
+        runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
+        lock = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KernelError("make", str(runtime), error.errno or 0, hint=NO_RUNTIME) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        text = f"{runtime}: an instance named {settings.name} is running"
+        raise SupervisorError(text, hint="give this one another name in [supervisor]") from None
+    try:
+        yield
+    finally:
+        (runtime / "lock").unlink(missing_ok=True)
+        os.close(lock)
+        _remove_if_empty(runtime)
+
+
+NO_RUNTIME = "run as root, or set runtime_dir in [supervisor]"
+
+
+def _remove_if_empty(path: Path) -> None:
+    """Another instance may have come in between the unlink and now: then it stays."""
+    if not any(path.iterdir()):
+        path.rmdir()
+
+
+@contextmanager
+def _closing(manager: CgroupManager, log: Log) -> Iterator[None]:
+    """Clear away what a supervisor that died left; at the end, the instance's own cgroup."""
+    for run in manager.remove_leftovers():
+        log.emit("warning", text=f"ended what an earlier supervisor left behind: {run}")
+    manager.prepare(POOL)
+    try:
+        yield
+    finally:
+        try:
+            manager.close()
+        except KernelError as error:
+            log.emit("cleanup_failed", text=str(error))
+
+
+@contextmanager
+def scratch_dir(wanted: bool) -> Iterator[Path | None]:
+    """A directory on disk for the writable layer of a one-shot run."""
+    if not wanted:
+        yield None
+        return
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(prefix="supervise-", dir="/var/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)

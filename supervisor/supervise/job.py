@@ -1,0 +1,256 @@
+"""One job's task: wait for others, wait for room, run, and run again while there is a reason to.
+
+May import: everything above `front`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from supervisor.errors import KernelError
+from supervisor.model.job import JobSpec
+from supervisor.model.limits import Limits
+from supervisor.model.record import LimitChange, MemoryUse, PidsUse, Reason, RunRecord, iso
+from supervisor.model.state import State, check
+from supervisor.model.status import JobStatus
+from supervisor.record.entries import ended_entry
+from supervisor.supervise.admission import Demand
+from supervisor.supervise.restart import Again, next_run
+from supervisor.supervise.run import Run
+from supervisor.supervise.shared import Shared
+
+
+NEVER_STARTED = "stopped before it started"
+
+
+class Job:
+    """One job of an instance.  `number` is its place in the configuration.
+
+    `ended` is set once; `records` then has a record for each run, the last deciding.
+    """
+
+    def __init__(self, shared: Shared, spec: JobSpec, number: int) -> None:
+        self.shared = shared
+        self.spec = spec
+        self.number = number
+        self.state = State.WAITING
+        self.records: list[RunRecord] = []
+        self.ended = trio.Event()
+        self._limits = spec.limits
+        self._run: Run | None = None
+        self._stop: tuple[Reason, str, str] | None = None
+        self._waiting: trio.CancelScope | None = None
+        self._waits_for = ""
+        self._cpu_before: tuple[float, float] | None = None
+
+    @property
+    def expected(self) -> bool:
+        """Whether the job has ended, and as it was meant to."""
+        return self.ended.is_set() and self.records[-1].expected
+
+    async def run(self, others: Mapping[str, Job]) -> None:
+        """All of the job's life.  Raises nothing but cancellation."""
+        refusal = await self._turn(others)
+        if refusal:
+            self._skip(refusal)
+        else:
+            await self._attempts()
+        self._enter(State.ENDED)
+        self.ended.set()
+
+    async def _turn(self, others: Mapping[str, Job]) -> str:
+        """Wait for the jobs named in `after`; why this one is not to run at all, or ""."""
+        for other in self._predecessors(others):
+            self._waits_for = other.spec.name
+            if not other.ended.is_set():
+                self.shared.log.emit("job_waiting", job=self.spec.name, waiting_for=other.spec.name)
+            if not await self._wait(other.ended.wait):
+                return NEVER_STARTED
+            if not other.expected:
+                return f"{other.spec.name} ended as {other.records[-1].reason}"
+        self._waits_for = ""
+        return ""
+
+    async def _wait(self, what: Callable[[], Awaitable[object]]) -> bool:
+        """Wait for something; False when the job was stopped before or meanwhile."""
+        if self._stop:
+            return False
+        with trio.CancelScope() as self._waiting:
+            await what()
+        self._waiting = None
+        return not self._stop
+
+    def _predecessors(self, others: Mapping[str, Job]) -> list[Job]:
+        wanted = self.spec.after
+        return [
+            job for job in others.values() if job.spec.name in wanted or job.spec.group in wanted
+        ]
+
+    async def _attempts(self) -> None:
+        restarts, attempt = 0, 1
+        while True:
+            record = await self._attempt(attempt)
+            if record is None:
+                break
+            again = self._again(record, restarts)
+            self._run = None
+            if again is None or not await self._back_off(again, attempt):
+                break
+            restarts += again.by.startswith("restart")
+            attempt += 1
+        if not self.records:
+            self._skip(NEVER_STARTED)
+
+    async def _attempt(self, attempt: int) -> RunRecord | None:
+        """One run, once there is room for it; None when the job was stopped while it waited."""
+        spec, admission = self.spec, self.shared.admission
+        demand = Demand.of(self._limits)
+        if not await self._wait(
+            lambda: admission.acquire(spec.name, spec.priority, self.number, demand)
+        ):
+            admission.release(spec.name)
+            return None
+        try:
+            prepared = await self.shared.engine.prepare(spec)
+            self._enter(State.STARTING)
+            self._run = Run(self.shared, prepared.spec, self._limits, attempt, self._enter)
+            self._run.emit("job_starting", attempt=attempt)
+            record = await self._run.execute()
+        finally:
+            admission.release(spec.name)
+        self._limits = self._run.limits
+        self.records.append(record)
+        return record
+
+    def _again(self, record: RunRecord, restarts: int) -> Again | None:
+        assert self._run is not None
+        if self._stop:
+            return None
+        again = next_run(self.spec, self._limits, record, restarts, self._run.retry)
+        if again is None:
+            return None
+        refusal = self.shared.admission.refusal(Demand.of(again.limits))
+        if refusal:
+            text = f"{again.by} wants another run, but capacity never has {refusal}"
+            self.shared.log.emit("warning", job=self.spec.name, text=text)
+            return None
+        return again
+
+    async def _back_off(self, again: Again, attempt: int) -> bool:
+        """Wait until it is time for the next run; False when the job was stopped meanwhile."""
+        self._enter(State.BACKOFF)
+        by_policy = not again.by.startswith("restart")
+        self.shared.log.emit(
+            "retry" if by_policy else "restart",
+            job=self.spec.name,
+            attempt=attempt + 1,
+            after=again.after,
+            by=again.by,
+            limits=_differences(self._limits, again.limits),
+        )
+        self._limits = again.limits
+        self._waits_for = f"{again.after:g} s"
+        waited = await self._wait(lambda: trio.sleep(again.after))
+        self._waits_for = ""
+        return waited
+
+    def stop(self, reason: Reason, by: str, why: str = "", *, now: bool = False) -> None:
+        """End the job, whatever it is doing; idempotent, `now` may follow."""
+        self._stop = self._stop or (reason, by, why)
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._run is not None:
+            self._run.stop(reason, by, why, now=now)
+
+    def _skip(self, why: str) -> None:
+        """The record of a job that never ran."""
+        at = iso(time.time())
+        limits = self.spec.limits
+        record = RunRecord(
+            job=self.spec.name,
+            run="",
+            attempt=0,
+            reason=Reason.SKIPPED,
+            command=self.spec.command,
+            finished_at=at,
+            memory=MemoryUse(
+                limits.memory, limit_history=(LimitChange(at, limits.memory, "configuration"),)
+            ),
+            pids=PidsUse(limits.pids),
+            expected=self.spec.expect == Reason.SKIPPED,
+            detail=why,
+        )
+        self.records.append(record)
+        self.shared.log.emit("job_ended", **ended_entry(record))
+
+    def _enter(self, state: State) -> None:
+        if state is not self.state:
+            self.state = check(self.state, state)
+
+    def status(self, now: float) -> JobStatus:
+        """What the job is doing, for the views; reads the cgroup of a running one."""
+        run, last = self._run, self.records[-1] if self.records else None
+        if run is None or not hasattr(run, "cgroup") or self.state is State.ENDED:
+            return self._idle_status(last)
+        try:
+            usage = run.cgroup.usage()
+        except KernelError:
+            return self._idle_status(last)  # it ended between two looks
+        return JobStatus(
+            name=self.spec.name,
+            state=self.state,
+            attempt=run.attempt,
+            run=run.id,
+            since=run.started_at,
+            cpu_seconds=usage.cpu,
+            cpu_percent=self._percent(usage.cpu, now),
+            memory=usage.memory,
+            memory_limit=run.limits.memory,
+            pids=usage.pids,
+            pids_limit=run.limits.pids,
+            cpus_limit=run.limits.cpus,
+        )
+
+    def _percent(self, used: float | None, now: float) -> float | None:
+        before, self._cpu_before = self._cpu_before, None if used is None else (now, used)
+        if used is None or before is None or now <= before[0] or used < before[1]:
+            return None
+        return 100 * (used - before[1]) / (now - before[0])
+
+    def _idle_status(self, last: RunRecord | None) -> JobStatus:
+        waits = self.shared.admission.waits_for(self.spec.name) or self._waits_for
+        ended = self.state in (State.ENDED, State.BACKOFF) and last is not None
+        return JobStatus(
+            name=self.spec.name,
+            state=self.state,
+            attempt=len(self.records),
+            since=_unix(last.started_at) if last else None,
+            ended=_unix(last.finished_at) if last else None,
+            cpu_seconds=_cpu_of(last),
+            memory_limit=self._limits.memory,
+            pids_limit=self._limits.pids,
+            cpus_limit=self._limits.cpus,
+            reason=str(last.reason) if ended and last else None,
+            expected=last.expected if ended and last else None,
+            waiting_for=waits if self.state in (State.WAITING, State.BACKOFF) else "",
+        )
+
+
+def _cpu_of(record: RunRecord | None) -> float | None:
+    if record is None or record.cpu.user_seconds is None:
+        return None
+    return record.cpu.user_seconds + (record.cpu.system_seconds or 0.0)
+
+
+def _unix(text: str | None) -> float | None:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp() if text else None
+
+
+def _differences(old: Limits, new: Limits) -> dict[str, float | str | None]:
+    names = ("memory", "swap", "pids", "cpus", "cpu_weight")
+    return {n: getattr(new, n) for n in names if getattr(new, n) != getattr(old, n)}

@@ -1,0 +1,325 @@
+"""One run of one job: cgroup, container, events, verdict.
+
+May import: everything above `front`.  `execute` reads as the way of a run; what a verdict rests
+on is gathered in `ending`, what a decision does in `actions`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from attrs import evolve
+
+from supervisor.cgroup.api import JobCgroup, Missing
+from supervisor.container import build
+from supervisor.container.spawn import Container
+from supervisor.errors import KernelError, LimitError, SupervisorError
+from supervisor.model.action import Retry
+from supervisor.model.event import Event, Exited, MemoryLimit, OomKill, Started, Tick, Timeout
+from supervisor.model.job import JobSpec
+from supervisor.model.limits import Limits
+from supervisor.model.record import LimitChange, Reason, RunRecord, iso
+from supervisor.model.state import State
+from supervisor.model.verdict import Cause
+from supervisor.model.view import JobView
+from supervisor.record.entries import ended_entry
+from supervisor.supervise import actions, ending, stopping
+from supervisor.supervise.reaper import ExitStatus, Lost
+from supervisor.supervise.shared import Shared
+from supervisor.supervise.storage import Storage
+from supervisor.watch.cgroup import Subscription
+
+
+def refusals(missing: Sequence[Missing]) -> list[str]:
+    """Limits this host cannot enforce, a line each."""
+    return [f"limits.{one.limit}: {one.why} (fix: {one.fix})" for one in missing]
+
+
+TICK = 10.0
+"""Seconds between two `on_tick`, for policies that have one."""
+
+MIN_CPU_WAIT = 0.01
+"""Seconds; the last stretch before a CPU limit is not cut finer."""
+
+
+class Run:
+    """One attempt at a job, from its start to its record.
+
+    `state` is the job's, told to `on_state`; `limits` are those in force; `retry` what a policy
+    wants done after the end; `cause` the first ending that the supervisor began.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        spec: JobSpec,
+        limits: Limits,
+        attempt: int,
+        on_state: Callable[[State], None],
+    ) -> None:
+        self.shared = shared
+        self.spec = evolve(spec, limits=limits)
+        self.limits = limits
+        self.attempt = attempt
+        self.id = shared.run_ids.new(spec.name)
+        self.started_at = time.time()
+        self.finished_at = 0.0
+        self.payload = 0
+        self.held = False
+        self.raised: dict[str, int] = {}
+        self.retry: tuple[Retry, str] | None = None
+        self.cause: Cause | None = None
+        self.oom_first = False
+        self.limit_history: list[LimitChange] = []
+        self._on_state = on_state
+        self._state = State.STARTING
+        self._hurry = trio.Event()
+        self._frozen = False
+        self._timers: trio.Nursery | None = None
+        self.cgroup: JobCgroup
+        self.container: Container
+        self.subscription: Subscription
+
+    async def execute(self) -> RunRecord:
+        """Run it.  Raises nothing but cancellation; however it ends, nothing is left behind."""
+        try:
+            async with self._storage() as storage, self._cgroup(), self._container(storage):
+                status = await self._live()
+                record = ending.conclude(self, storage, status)
+        except SupervisorError as error:
+            record = ending.start_failed(self, error)
+        self._write_down(record)
+        await self._ask_about_exit(record)
+        return record
+
+    @asynccontextmanager
+    async def _storage(self) -> AsyncIterator[Storage]:
+        storage = Storage(self.spec, self.id, self.shared.state, self.shared.scratch)
+        try:
+            yield storage
+        finally:
+            storage.close()
+            with trio.CancelScope(shield=True):
+                await self._tidy(storage.clean(keep=self.spec.keep))
+
+    @asynccontextmanager
+    async def _cgroup(self) -> AsyncIterator[None]:
+        """The run's cgroup, limited and watched before anything is in it; removed at the end."""
+        shared = self.shared
+        limits = self._enforceable()
+        self.cgroup = shared.manager.create(self.id, kill_whole_on_oom=self.spec.oom == "kill")
+        try:
+            self.cgroup.apply(limits)
+            self.limit_history.append(LimitChange(iso(time.time()), limits.memory, "configuration"))
+            wants = shared.engine.wants("on_memory_limit", self.spec)
+            self.held = limits.memory is not None and wants
+            if self.held:
+                self.cgroup.hold_at_limit(True)
+            self.subscription = shared.watcher.subscribe(self.cgroup, limits, held=self.held)
+            try:
+                yield
+            finally:
+                self.subscription.close()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._remove_cgroup()
+
+    def _enforceable(self) -> Limits:
+        """The limits this host can enforce; LimitError for the others, or a warning each."""
+        missing = self.shared.manager.missing(self.limits)
+        if missing and self.shared.on_missing == "refuse":
+            raise LimitError(refusals(missing), hint='or set on_missing = "warn"')
+        for one in missing:
+            self.warn(f"limits.{one.limit} is not enforced: {one.why} (fix: {one.fix})")
+            actions.without(self, one.limit)
+        return self.limits
+
+    async def _remove_cgroup(self) -> None:
+        """rmdir says EBUSY while the last tasks exit: wait for that off the hot path, bounded."""
+        delay = 0.001
+        while not self.cgroup.try_remove():
+            if delay > 1:
+                await self._tidy(trio.to_thread.run_sync(self.cgroup.remove))
+                return
+            await trio.sleep(delay)
+            delay *= 2
+
+    async def _tidy(self, work: object) -> None:
+        """Await what cleans up; a failure is told, and stops nobody."""
+        try:
+            await work  # type: ignore[misc]
+        except OSError as error:
+            self.emit("cleanup_failed", text=str(error))
+
+    @asynccontextmanager
+    async def _container(self, storage: Storage) -> AsyncIterator[None]:
+        """The container, its command exec'ed; every process of it is gone at the end."""
+        shared = self.shared
+        request = build.request(
+            self.spec, self.id, self.cgroup.entry, shared.host.facts(), storage.layers
+        )
+        self.container = await shared.launcher.start(request, storage.streams)
+        try:
+            self.payload = await self.container.started()
+            yield
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                self.container.send_signal(signal.SIGKILL)
+                await shared.reaper.wait_init(self.container.pidfd)
+            raise
+        finally:
+            self.container.close()
+
+    async def _live(self) -> ExitStatus | Lost:
+        """From exec to the end of the last process, with everybody who watches and decides."""
+        async with trio.open_nursery() as nursery:
+            self.set_state(State.RUNNING)
+            nursery.start_soon(self._follow)
+            nursery.start_soon(self.handle, Started(time.time(), self.payload))
+            async with trio.open_nursery() as self._timers:
+                for timer in (self._wall_time, self._cpu_time, self._ticks):
+                    self._timers.start_soon(self._guarded, timer)
+                if self.cause is not None:  # told to end while it was being started
+                    self._timers.start_soon(stopping.end, self, self._hurry)
+                status = await self.shared.reaper.wait_init(self.container.pidfd)
+                self.finished_at = time.time()
+                self._timers.cancel_scope.cancel()
+            self._timers = None
+            self.subscription.recheck()  # the last process is gone: these are the final counters
+            self.subscription.close()  # ends `_follow` once it has seen them
+        return status
+
+    async def _follow(self) -> None:
+        async for event in self.subscription.events:
+            await self.handle(event)
+
+    async def handle(self, event: Event) -> None:
+        """Write an event down, let the policies decide, and do what they say."""
+        self.shared.log.observe(self.spec.name, self.id, event)
+        if isinstance(event, OomKill) and self.spec.oom == "kill":
+            stopping.kill(self)
+        if isinstance(event, MemoryLimit) and event.held:
+            self.set_state(State.HELD)
+        decision = await self.shared.engine.decide(event, self.view())
+        actions.perform(self, event, decision)
+
+    async def _guarded(self, timer: Callable[[], Awaitable[None]]) -> None:
+        """A cgroup that vanished under a timer is told, and stops nobody."""
+        try:
+            await timer()
+        except KernelError as error:
+            self.warn(str(error))
+
+    def view(self, reason: str | None = None) -> JobView:
+        """What policies see of this run now."""
+        return JobView(
+            spec=self.spec,
+            run=self.id,
+            attempt=self.attempt,
+            state=self._state,
+            limits=self.limits,
+            started_at=self.started_at,
+            raised=dict(self.raised),
+            reason=reason,
+        )
+
+    def set_state(self, state: State) -> None:
+        if state is not self._state and self._state is not State.STOPPING:
+            self._state = state
+            self._on_state(state)
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def frozen(self) -> bool:
+        return self._frozen
+
+    def freeze(self) -> None:
+        self._set_frozen(True)
+
+    def thaw(self) -> None:
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        try:
+            (self.cgroup.freeze if frozen else self.cgroup.thaw)()
+        except KernelError as error:
+            self.warn(f"cannot {'freeze' if frozen else 'thaw'}: {error}")
+            return
+        self._frozen = frozen
+        self.set_state(State.FROZEN if frozen else State.RUNNING)
+
+    def send_signal(self, name: str) -> None:
+        """To every process of the job, by its init."""
+        self.container.send_signal(stopping.signal_number(name))
+        self.emit("signal_sent", signal=name)
+
+    def stop(self, reason: Reason, by: str, why: str = "", *, now: bool = False) -> None:
+        """End the job: its stop signal to the whole tree, SIGKILL after the grace, or `now`.
+
+        The first cause stands.  A job that is being started is ended as soon as it runs.
+        """
+        if now:
+            self._hurry.set()
+        if self.cause is not None or self.finished_at:
+            return
+        self.cause = Cause(reason, by, why)
+        self.oom_first = self._killed_already()
+        self.emit("job_stopping", reason=str(reason), by=by, why=why)
+        self.set_state(State.STOPPING)
+        if self._timers is not None:
+            self._timers.start_soon(stopping.end, self, self._hurry)
+
+    def _killed_already(self) -> bool:
+        try:
+            return self._timers is not None and self.cgroup.counters().oom_kills > 0
+        except KernelError:
+            return False  # without a cgroup nothing was counted; that it is gone is told elsewhere
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """An entry of the event log that names this run."""
+        self.shared.log.emit(event, job=self.spec.name, run=self.id, **fields)
+
+    def warn(self, text: str) -> None:
+        self.emit("warning", text=text)
+
+    @staticmethod
+    def now() -> float:
+        return time.time()
+
+    async def _wall_time(self) -> None:
+        if self.spec.timeout is not None:
+            await trio.sleep(self.spec.timeout)
+            await self.handle(Timeout(time.time(), "wall", self.spec.timeout))
+
+    async def _cpu_time(self) -> None:
+        """No polling: sleep for as long as the rest lasts at full speed, then look again."""
+        limit = self.spec.cpu_time
+        if limit is None:
+            return
+        fastest = min(self.limits.cpus or os.cpu_count() or 1, os.cpu_count() or 1)
+        while (rest := limit - (self.cgroup.usage().cpu or 0.0)) > 0:
+            await trio.sleep(max(rest / fastest, MIN_CPU_WAIT))
+        await self.handle(Timeout(time.time(), "cpu", limit))
+
+    async def _ticks(self) -> None:
+        while self.shared.engine.wants("on_tick", self.spec):
+            await trio.sleep(TICK)
+            await self.handle(Tick(time.time()))
+
+    def _write_down(self, record: RunRecord) -> None:
+        self.shared.log.emit("job_ended", **ended_entry(record))
+
+    async def _ask_about_exit(self, record: RunRecord) -> None:
+        """on_exit: the run is over; only what comes after it can be decided."""
+        event = Exited(time.time(), record.exit_code, record.signal)
+        decision = await self.shared.engine.decide(event, self.view(str(record.reason)))
+        actions.perform(self, event, decision)

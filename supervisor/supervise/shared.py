@@ -1,0 +1,56 @@
+"""What the jobs of one instance share.
+
+May import: everything above `supervise`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from attrs import Factory, define
+
+from supervisor.cgroup.api import CgroupManager
+from supervisor.container.host import Host
+from supervisor.container.spawn import Launcher
+from supervisor.model.event import Event
+from supervisor.policy.engine import Engine
+from supervisor.record.runs import RunIds, StateDir
+from supervisor.supervise.admission import Admission
+from supervisor.supervise.reaper import Reaper
+from supervisor.watch.cgroup import Watcher
+from supervisor.watch.kernel_log import KernelLog
+
+
+class Log(Protocol):
+    """Where entries go: `record.eventlog.EventLog`, or `record.quiet.QuietLog` of a `run`."""
+
+    def emit(self, event: str, **fields: Any) -> None: ...
+
+    def observe(self, job: str, run: str, event: Event) -> None: ...
+
+
+@define
+class Shared:
+    """One instance's tools.
+
+    `state` is None for a one-shot `run`: then `scratch` takes a writable layer, and the streams
+    are the caller's own.  `stop_all` stops every job, as Ctrl-C does.
+    """
+
+    manager: CgroupManager
+    launcher: Launcher
+    host: Host
+    reaper: Reaper
+    watcher: Watcher
+    kernel_log: KernelLog
+    engine: Engine
+    log: Log
+    admission: Admission
+    on_missing: Literal["refuse", "warn"]
+    stop_all: Callable[[str], None]
+    state: StateDir | None = None
+    scratch: Path | None = None
+    run_ids: RunIds = Factory(lambda: RunIds(time.time))

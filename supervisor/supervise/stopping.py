@@ -1,0 +1,61 @@
+"""How a job is made to end: a polite signal to the whole tree, patience, SIGKILL, the init's end.
+
+May import: `errors`, `model`, `supervise.run` (for its type only).
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.errors import KernelError
+
+if TYPE_CHECKING:
+    from supervisor.supervise.run import Run
+
+KILL_PATIENCE = 5.0
+"""Seconds for the tree to vanish after SIGKILL, before the init itself is killed."""
+
+
+def signal_number(name: str) -> int:
+    """ "TERM" or "SIGTERM" as a number (the configuration has checked it)."""
+    return int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])
+
+
+async def end(run: Run, hurry: trio.Event) -> None:
+    """Cancelled by the end of the job.  `hurry`: the grace is over now."""
+    _thaw(run)
+    if not hurry.is_set():
+        stop = run.spec.stop
+        run.send_signal(stop.signal)
+        with trio.move_on_after(stop.grace):
+            await hurry.wait()
+    kill(run)
+    await trio.sleep(KILL_PATIENCE)
+    # The init writes the exit record when the payload is gone; one that cannot is no use.
+    run.container.send_signal(signal.SIGKILL)
+    await trio.sleep_forever()
+
+
+def kill(run: Run) -> None:
+    """SIGKILL to the payload and all below it; the init outlives them and writes the record.
+
+    Where the cgroup cannot do it (there is none, or it is gone), the init's end does.
+    """
+    try:
+        run.cgroup.kill()
+    except KernelError as error:
+        run.warn(f"cannot kill by the cgroup, killing the init instead: {error}")
+        run.container.send_signal(signal.SIGKILL)
+
+
+def _thaw(run: Run) -> None:
+    """A frozen process hears no signal; one frozen on v1 does not even die of SIGKILL."""
+    if not run.frozen:
+        return
+    try:
+        run.cgroup.thaw()
+    except KernelError as error:
+        run.warn(f"cannot thaw: {error}")

@@ -1,0 +1,96 @@
+"""What a run needs of the disk: its directory, the exit record, the streams, a writable layer.
+
+May import: `errors`, `model`, `container`, `record`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import trio
+
+from supervisor.container.host import on_overlay
+from supervisor.container.rootfs import Layers
+from supervisor.container.spawn import Streams
+from supervisor.errors import KernelError
+from supervisor.model.job import JobSpec
+from supervisor.record import exit_record
+from supervisor.record.runs import StateDir
+
+RECORD_SIZE = 512
+"""Bytes set aside for the exit record: a disk that fills up later cannot lose it."""
+
+
+class Storage:
+    """The files of one run.  With no `state` the streams are the caller's, the record a memfd."""
+
+    def __init__(
+        self, spec: JobSpec, run: str, state: StateDir | None, scratch: Path | None
+    ) -> None:
+        self._spec = spec
+        self._run = run
+        self._state = state
+        self._layer: Path | None = None
+        self._owned: list[int] = []
+        try:
+            self.streams = self._open()
+            self.layers = self._layers(scratch)
+        except OSError as error:
+            self.close()
+            if isinstance(error, KernelError):
+                raise
+            raise KernelError("open", _name(error), error.errno or 0) from error
+
+    def _open(self) -> Streams:
+        if self._state is None:
+            record = self._own(os.memfd_create("exit", os.MFD_CLOEXEC))
+            return Streams(0, 1, 2, record)
+        self._state.make_run(self._run, self._spec, {"pid": os.getpid()})
+        create = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        out, err = (
+            self._own(os.open(self._state.log(self._spec.name, self._run, stream), create, 0o600))
+            for stream in ("out", "err")
+        )
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
+        record = self._own(os.open(self._state.exit(self._run), flags, 0o600))
+        os.posix_fallocate(record, 0, RECORD_SIZE)
+        null = self._own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        return Streams(null, out, err, record)
+
+    def _own(self, fd: int) -> int:
+        self._owned.append(fd)
+        return fd
+
+    def _layers(self, scratch: Path | None) -> Layers:
+        """Directories for the overlay's upper, or a tmpfs where they cannot be had."""
+        base = scratch if self._state is None else self._state.runs / self._run
+        in_userns = self._spec.user_namespace.kind != "host"
+        if self._spec.write != "overlay" or base is None or in_userns or on_overlay(str(base)):
+            return Layers(None)
+        for name in ("upper", "work"):
+            (base / name).mkdir(mode=0o755, parents=True)
+        self._layer = base
+        return Layers(str(base))
+
+    def exit_record(self) -> exit_record.ExitRecord | None:
+        """What the init wrote when the payload had ended; None: nothing, or not the whole."""
+        data = os.pread(self.streams.all[3], RECORD_SIZE, 0).rstrip(b"\0")
+        return exit_record.parse(data)
+
+    async def clean(self, *, keep: bool) -> None:
+        """Throw the writable layer away (its upper stays if `keep`), off the event loop."""
+        if self._layer is not None:
+            names = ("work",) if keep else ("upper", "work")
+            for name in names:
+                await trio.to_thread.run_sync(shutil.rmtree, self._layer / name)
+
+    def close(self) -> None:
+        for fd in self._owned:
+            os.close(fd)
+        self._owned.clear()
+
+
+def _name(error: OSError) -> str:
+    return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
