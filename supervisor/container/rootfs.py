@@ -6,6 +6,7 @@ init executes it.
     root = "host", read-only     the host's /, bound; its other file systems bound one by one
     root = "host", overlay       an overlay over /, the other file systems bound read-only
     root = "/dir"                the directory, bound read-only or under an overlay
+    a mount point is not there   a read-only root becomes an overlay of itself over a skeleton
     in a user namespace          the mounts below / are locked together: bound as one, the
                                  kernel's pseudo file systems among them hidden
 
@@ -116,9 +117,10 @@ class _Plan:
 
     def _take_from_host(self) -> None:
         """What is bound from the host: its other file systems, then the job's own mounts."""
-        if self.spec.root == "host" and not self.in_userns:
-            for point in self.facts.submounts:
-                self.take(point, point, read_only=True, deep=False, directory=os.path.isdir(point))
+        whole = self.in_userns and not self._needs_overlay()
+        for point in () if self.spec.root != "host" or whole else self.facts.submounts:
+            directory = os.path.isdir(point)
+            self.take(point, point, read_only=True, deep=self.in_userns, directory=directory)
         for mount in self.spec.mounts:
             self._take_mount(mount)
 
@@ -126,52 +128,78 @@ class _Plan:
         if not os.path.exists(mount.source):
             raise SpawnError("mounts", 2, mount.source, "", hint="the source of a mount must exist")
         directory = os.path.isdir(mount.source)
-        if self.spec.write == "read-only" and not self._target_exists(mount.target):
-            raise SpawnError(
-                "mounts",
-                2,
-                mount.target,
-                "the mount's target is not there, and the root is read-only",
-                hint=f'make it in the root, or use write = "overlay", or a target below {_free()}',
-            )
         self.take(
             mount.source, mount.target, read_only=mount.read_only, deep=True, directory=directory
         )
 
-    def _target_exists(self, target: str) -> bool:
-        if inside(target, (*_writable_tops(self.spec),)):
-            return True  # on a tmpfs of the job's own, where it is made
-        return os.path.exists(resolve_in(self.base, target))
+    def _missing(self) -> list[tuple[str, bool]]:
+        """The mount points (path, is a directory) that the root does not have."""
+        wanted = [(m.target, os.path.isdir(m.source)) for m in self.spec.mounts]
+        wanted += [(tmpfs.target, True) for tmpfs in self.spec.tmpfs]
+        wanted += [(top, True) for top in OWN]
+        return [(path, directory) for path, directory in wanted if not self._exists(path)]
+
+    def _exists(self, path: str) -> bool:
+        """Whether it is there, or will be on a tmpfs of the job's own, where it is made."""
+        return self._is_made(path) or os.path.exists(resolve_in(self.base, path))
+
+    def _is_made(self, path: str) -> bool:
+        tops = ("/tmp", "/run", *(tmpfs.target for tmpfs in self.spec.tmpfs))
+        real = "/" + os.path.relpath(resolve_in(self.base, path), self.base)
+        return any(inside(name, (top,)) and name != top for name in (path, real) for top in tops)
+
+    def _needs_overlay(self) -> bool:
+        return self.spec.write == "overlay" or bool(self._missing())
 
     def _new_root(self) -> None:
         if self.spec.write == "overlay":
-            self._overlay()
-            return
-        self.add(
-            mounts.OpenTree(
-                tree=self.trees,
-                source=self.base,
-                recursive=self.in_userns,
-                attributes=c.MOUNT_ATTR_RDONLY,
-            ),
-            mounts.Attach(tree=self.trees, target=self.root),
-        )
-        self.trees += 1
+            self._writable_overlay()
+        elif missing := self._missing():
+            self._read_only_overlay(missing)
+        else:
+            attributes = c.MOUNT_ATTR_RDONLY
+            self.add(
+                mounts.OpenTree(
+                    tree=self.trees,
+                    source=self.base,
+                    recursive=self.in_userns,
+                    attributes=attributes,
+                ),
+                mounts.Attach(tree=self.trees, target=self.root),
+            )
+            self.trees += 1
 
-    def _overlay(self) -> None:
+    def _writable_overlay(self) -> None:
         upper, work = self.layers.upper(self.facts.work)
         if self.layers.run_dir is None:
-            top = os.path.dirname(upper)
+            self._own_layers(upper)
+            self.add(mounts.MakeDir(path=work, mode=0o700))
+        self._overlay(f"lowerdir={self.base},upperdir={upper},workdir={work}")
+
+    def _read_only_overlay(self, missing: list[tuple[str, bool]]) -> None:
+        """The root, and below it a layer that has nothing but the mount points it lacks."""
+        skeleton = f"{self.facts.work}/layers/skeleton"
+        self._own_layers(skeleton)
+        for path, directory in missing:
+            under = skeleton + path
             self.add(
-                mounts.MakeDir(path=top, mode=0o755),
-                mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data="mode=755"),
-                mounts.MakeDir(path=upper, mode=0o755),
-                mounts.MakeDir(path=work, mode=0o700),
+                mounts.MakeDir(path=under, mode=0o755) if directory else mounts.MakeFile(path=under)
             )
-        for path in (self.base, upper, work):
-            if "," in path or ":" in path or "\\" in path:
+        self._overlay(f"lowerdir={self.base}:{skeleton}")
+
+    def _own_layers(self, path: str) -> None:
+        """A tmpfs of this job's alone, with `path` in it."""
+        top = os.path.dirname(path)
+        self.add(
+            mounts.MakeDir(path=top, mode=0o755),
+            mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data="mode=755"),
+            mounts.MakeDir(path=path, mode=0o755),
+        )
+
+    def _overlay(self, data: str) -> None:
+        for path in (self.base, self.layers.run_dir or ""):
+            if any(mark in path for mark in ",:\\"):
                 raise SpawnError("mounts", 22, path, "an overlay's path may not have , : or \\")
-        data = f"lowerdir={self.base},upperdir={upper},workdir={work}"
         data += ",userxattr" if self.in_userns else ""
         self.add(mounts.Mount(fstype="overlay", target=self.root, flags=0, data=data))
 
@@ -199,7 +227,7 @@ class _Plan:
 
     def _attach(self) -> None:
         for tree, target, directory in self.pending:
-            if self.spec.write == "overlay" or inside(target, _writable_tops(self.spec)):
+            if self.spec.write == "overlay" or self._is_made(target):
                 make = mounts.MakeDir(path=target, mode=0o755) if directory else None
                 self.add(make or mounts.MakeFile(path=target))
             self.add(mounts.Attach(tree=tree, target=target))
@@ -217,7 +245,7 @@ class _Plan:
 
     def _own_directories(self) -> None:
         for tmpfs in self.spec.tmpfs:
-            if self.spec.write == "overlay" or inside(tmpfs.target, _writable_tops(self.spec)):
+            if self.spec.write == "overlay" or self._is_made(tmpfs.target):
                 self.add(mounts.MakeDir(path=tmpfs.target, mode=0o755))
             size = "" if tmpfs.size is None else f",size={tmpfs.size}"
             self.add(self._tmpfs(tmpfs.target, "mode=1777" + size))
@@ -233,11 +261,3 @@ class _Plan:
             self.add(mounts.Mask(path=path, directory=directory))
         if self.spec.root == "host" and self.in_userns:
             self.add(*(mounts.Mask(path=path, directory=True) for path in self.facts.pseudo))
-
-
-def _writable_tops(spec: JobSpec) -> tuple[str, ...]:
-    return ("/tmp", "/run", *(tmpfs.target for tmpfs in spec.tmpfs))
-
-
-def _free() -> str:
-    return "/tmp, /run or one of the job's tmpfs"

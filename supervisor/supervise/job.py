@@ -22,7 +22,6 @@ from supervisor.supervise.restart import Again, next_run
 from supervisor.supervise.run import Run
 from supervisor.supervise.shared import Shared
 
-
 NEVER_STARTED = "stopped before it started"
 
 

@@ -33,7 +33,7 @@ from supervisor.supervise import actions, ending, stopping
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Shared
 from supervisor.supervise.storage import Storage
-from supervisor.watch.cgroup import Subscription
+from supervisor.watch.subscription import Subscription
 
 
 def refusals(missing: Sequence[Missing]) -> list[str]:
