@@ -213,6 +213,15 @@ class CgroupManager(Protocol):
         `kill_whole_on_oom`: the kernel ends the whole payload at an OOM kill, where it can (v2).
         """
 
+    def rehearse(
+        self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
+    ) -> tuple[Entry, tuple[str, ...]]:
+        """What `create`, `apply` and, with `hold`, `hold_at_limit` would do; touches nothing.
+
+        The entry, and each mkdir and write in its order: "mkdir PATH", "write TEXT > PATH".
+        Raises LimitError and KernelError as these do.
+        """
+
     def leftovers(self) -> tuple[str, ...]:
         """Runs an earlier supervisor of this name left behind, killed or not."""
 

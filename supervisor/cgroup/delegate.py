@@ -125,7 +125,7 @@ class Step:
         inside = set(files.processes(self._place.directory))
         if inside - ours(self._proc):
             raise KernelError("leave", self._place.directory, errno.EBUSY, hint=FIX)
-        if not os.path.isdir(self._leaf):
+        if not files.exists(self._leaf):
             files.make(self._leaf)
         self._moved = True
         _move(self._place.directory, self._leaf)

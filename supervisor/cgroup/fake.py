@@ -227,6 +227,16 @@ class FakeManager:
         self.jobs[run] = FakeJob(self, run, kill_whole_on_oom)
         return self.jobs[run]
 
+    def rehearse(
+        self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
+    ) -> tuple[Entry, tuple[str, ...]]:
+        job = FakeJob(self, run, kill_whole_on_oom)
+        lines = [f"mkdir {_ROOT}/{run}", f"mkdir {job.entry.init_dir}", f"mkdir {job.path}"]
+        lines += [f"write {one.text} > {one.path}" for one in job.apply(limits)]
+        if hold:
+            lines.append(f"write 1 > {job.path}/hold")
+        return job.entry, tuple(lines)
+
     def leftovers(self) -> tuple[str, ...]:
         return tuple(self.left)
 

@@ -1,7 +1,8 @@
 """Control group files: read, write, list, make and remove; each failure names the file.
 
 For this package only.  Nothing here knows what a file means.  Plain descriptors, no pathlib: the
-readers stand on the path of every start and of every event.
+readers stand on the path of every start and of every event.  While a rehearsal is on (`rehearsal`)
+nothing is changed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from supervisor.cgroup.api import Reading
+from supervisor.cgroup.rehearsal import acting
 from supervisor.errors import KernelError
 
 UNLIMITED = 1 << 62
@@ -21,6 +23,11 @@ _BUFFER = 16384
 
 def read(path: str) -> str:
     """The file's text without the last newline.  Raises KernelError (ENOENT, ENODEV: gone)."""
+    rehearsal = acting()
+    return rehearsal.read(path, _read) if rehearsal else _read(path)
+
+
+def _read(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -37,6 +44,14 @@ def read(path: str) -> str:
 
 def write(path: str, text: str, *, hint: str = "") -> None:
     """One write(2), as cgroup files want it.  Raises KernelError with `hint` as the way out."""
+    rehearsal = acting()
+    if rehearsal:
+        rehearsal.write(path, text, _read)
+    else:
+        _write(path, text, hint)
+
+
+def _write(path: str, text: str, hint: str) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -92,6 +107,22 @@ def processes(directory: str) -> tuple[int, ...]:
     return tuple(pid for pid in found if pid)
 
 
+def exists(path: str) -> bool:
+    """Whether there is such a file or cgroup."""
+    rehearsal = acting()
+    return rehearsal.exists(path) if rehearsal else os.path.exists(path)
+
+
+def offered(directory: str) -> frozenset[str]:
+    """The files that a cgroup has; none while its making is only rehearsed.  Raises KernelError."""
+    if acting():
+        return frozenset()
+    try:
+        return frozenset(os.listdir(directory))
+    except OSError as error:
+        raise KernelError("list", directory, error.errno or 0) from error
+
+
 def names(directory: str) -> tuple[str, ...]:
     """The cgroups directly below `directory`.  Raises KernelError."""
     try:
@@ -111,6 +142,14 @@ def tree(directory: str) -> list[str]:
 
 def make(directory: str, *, hint: str = "") -> None:
     """mkdir(2).  Raises KernelError."""
+    rehearsal = acting()
+    if rehearsal:
+        rehearsal.make(directory)
+    else:
+        _make(directory, hint)
+
+
+def _make(directory: str, hint: str) -> None:
     try:
         os.mkdir(directory)
     except OSError as error:

@@ -9,8 +9,8 @@ import errno
 import os
 from collections.abc import Sequence
 
-from supervisor.cgroup import delegate, files, v1, v2
-from supervisor.cgroup.api import Missing, Version
+from supervisor.cgroup import delegate, files, rehearsal, v1, v2
+from supervisor.cgroup.api import Entry, Missing, Version
 from supervisor.cgroup.detect import CONTROLLERS, Found, Hierarchy
 from supervisor.cgroup.job import Job
 from supervisor.cgroup.parts import LEAST_CPUS, block_device, rates
@@ -18,7 +18,7 @@ from supervisor.cgroup.tree import Tree
 from supervisor.errors import KernelError, LimitError
 from supervisor.model.limits import Limits
 
-_SPARE = "spare."
+_SPARE = "run."
 _NEEDS = {"memory": "memory", "swap": "memory", "swappiness": "memory", "pids": "pids",
           "cpus": "cpu", "cpu_weight": "cpu", "cpuset": "cpuset", "io": "io"}  # fmt: skip
 
@@ -46,7 +46,7 @@ class Layer:
             directory = os.path.dirname(directory)
             found.append(directory)
         probe = "memory.events" if self.unified else "memory.failcnt"
-        return [above for above in found if os.path.exists(f"{above}/{probe}")]
+        return [above for above in found if files.exists(f"{above}/{probe}")]
 
     def make(self, directory: str) -> None:
         files.make(directory, hint="an earlier supervisor of this name may have left it")
@@ -55,7 +55,7 @@ class Layer:
 
     def open(self) -> None:
         """Make the instance's directory; it may be there from an earlier supervisor."""
-        if not os.path.isdir(self.directory):
+        if not files.exists(self.directory):
             self.make(self.directory)
         if self.nested:
             delegate.enable(self.directory, self.enabled)
@@ -70,7 +70,7 @@ class Layer:
             files.make(f"{run}/init")
         self.make(f"{run}/payload")
         if not self.offers:
-            self.offers = frozenset(os.listdir(f"{run}/payload"))
+            self.offers = files.offered(f"{run}/payload")
 
 
 class Manager:
@@ -240,6 +240,19 @@ class Manager:
         if kill_whole_on_oom:
             job.kill_whole_on_oom()
         return job
+
+    def rehearse(
+        self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
+    ) -> tuple[Entry, tuple[str, ...]]:
+        with rehearsal.rehearse() as noted:
+            # another manager: this one has its directories open, and must not believe in more
+            job = Manager(self._instance, self._found).create(
+                run, kill_whole_on_oom=kill_whole_on_oom
+            )
+            job.apply(limits)
+            if hold:
+                job.hold_at_limit(True)
+            return job.entry, tuple(noted.lines)
 
     def _make(self, name: str) -> None:
         """The directories of a run in every hierarchy, or in none."""

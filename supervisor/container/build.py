@@ -33,7 +33,7 @@ def request(
         init_dir=entry.init_dir,
         payload_files=entry.payload_files,
         payload_dir=entry.payload_dir,
-        operations=tuple(op.pack() for op in rootfs.plan(spec, facts, layers)),
+        operations=tuple(op.pack() for op in rootfs.plan(spec, facts, layers, identity.uid)),
         hostname=spec.hostname or spec.name[:64],
         loopback=spec.network == "none",
         time_offset=spec.time_offset,
@@ -43,7 +43,7 @@ def request(
         uid=identity.uid,
         gid=identity.gid,
         groups=identity.groups,
-        drop_capabilities=facts.dropped_capabilities,
+        drop_capabilities=facts.beyond_default if user_map or not facts.privileged else (),
         open_files=spec.limits.open_files,
         working_dir=spec.working_dir,
     )
@@ -110,7 +110,8 @@ def _describe_rest(request: Request) -> Iterator[str]:
     yield "payload: unshare CLONE_NEWCGROUP, setsid, close all but 0 1 2"
     if request.open_files is not None:
         yield f"payload: setrlimit NOFILE {request.open_files}"
-    yield f"payload: drop {len(request.drop_capabilities)} capabilities from the bounding set"
+    if request.drop_capabilities:
+        yield f"payload: drop {len(request.drop_capabilities)} capabilities (bounding set)"
     groups = ",".join(map(str, request.groups))
     yield f"payload: setgroups {groups}, setresgid {request.gid}, setresuid {request.uid}"
     yield f"payload: PR_SET_NO_NEW_PRIVS, chdir {request.working_dir}"

@@ -111,7 +111,7 @@ def loopback_up() -> None:
 
 class _socket_of_ioctl:
     def __enter__(self) -> int:
-        self.socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0)
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, 0)
         return self.socket.fileno()
 
     def __exit__(self, *_: object) -> None:

@@ -67,6 +67,7 @@ class Facts:
     submounts   mount points of real file systems below /, outside of what a job has its own of
     pseudo      mount points of pseudo file systems at unusual places
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
+    beyond_default  the capabilities that no job has
     """
 
     work: str
@@ -75,7 +76,7 @@ class Facts:
     pseudo: tuple[str, ...] = ()
     masked: tuple[tuple[str, bool], ...] = ()
     read_only: tuple[str, ...] = ()
-    dropped_capabilities: tuple[int, ...] = ()
+    beyond_default: tuple[int, ...] = ()
 
 
 class Host:
@@ -103,7 +104,6 @@ class Host:
 def look(work: str) -> Facts:
     """The host now.  Raises KernelError when /proc cannot be read."""
     submounts, pseudo = split(proc.mountinfo())
-    known = range(caps.last_capability() + 1)
     return Facts(
         work=work,
         privileged=os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1),
@@ -111,7 +111,7 @@ def look(work: str) -> Facts:
         pseudo=pseudo,
         masked=tuple((path, os.path.isdir(path)) for path in MASKED if os.path.exists(path)),
         read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
-        dropped_capabilities=tuple(n for n in known if n not in caps.JOB_DEFAULT),
+        beyond_default=caps.beyond_default(),
     )
 
 

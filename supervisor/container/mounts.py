@@ -34,6 +34,10 @@ DEV_LINKS = (
 )
 """What is in a job's /dev, beside pts and shm: (name, major, minor), (name, target)."""
 
+WORK_DIRS = ("root", "empty", "dev", "dev/pts", "dev/shm")
+"""What is in the launcher's work directory: where a root is put together, what covers a directory
+that is to be hidden, and the skeleton of /dev."""
+
 
 class Context:
     """What operations hand to one another: detached mounts by number, the old root."""
@@ -64,18 +68,6 @@ class Operation:
 
     def execute(self, context: Context) -> None:
         raise NotImplementedError
-
-
-class PrivatePropagation(Operation):
-    """From here on no mount is seen by the host, and none of the host's arrives."""
-
-    __slots__ = ()
-
-    def describe(self) -> str:
-        return "mount --make-rprivate /"
-
-    def execute(self, context: Context) -> None:
-        syscalls.mount(None, "/", None, c.MS_REC | c.MS_PRIVATE)
 
 
 class MakeDir(Operation):
@@ -154,7 +146,11 @@ class Mount(Operation):
 
 
 class OpenTree(Operation):
-    """Take hold of the mount at `source` (with those below it) as number `tree`."""
+    """Take hold of the mount at `source` (with those below it) as number `tree`.
+
+    The copy is private: no later mount of the host's arrives in it.  (None of the job's is seen
+    by the host in any case: its namespace began as a slave.)
+    """
 
     __slots__ = ("attributes", "recursive", "source", "tree")
     tree: int
@@ -165,13 +161,16 @@ class OpenTree(Operation):
     def describe(self) -> str:
         names = _attribute_names(self.attributes)
         deep = " with all below it" if self.recursive else ""
-        return f"open_tree {self.source}{deep} as #{self.tree}{', ' + names if names else ''}"
+        return (
+            f"open_tree {self.source}{deep} as #{self.tree}, private{',' + names if names else ''}"
+        )
 
     def execute(self, context: Context) -> None:
         fd = syscalls.open_tree(self.source, recursive=self.recursive)
         context.trees[self.tree] = fd
-        if self.attributes:
-            syscalls.mount_setattr(fd, "", self.attributes, recursive=self.recursive)
+        syscalls.mount_setattr(
+            fd, "", self.attributes, propagation=c.MS_PRIVATE, recursive=self.recursive
+        )
 
 
 class Attach(Operation):
@@ -234,41 +233,21 @@ class ReadOnly(Operation):
 
 
 class Mask(Operation):
-    """Hide what is at `path`: a file behind /dev/null, a directory behind an empty tmpfs."""
-
-    __slots__ = ("directory", "path")
-    path: str
-    directory: bool
-
-    def describe(self) -> str:
-        if self.directory:
-            return f"mount -t tmpfs -o ro,nr_inodes=2 none {self.path}"
-        return f"mount --bind -o ro /dev/null {self.path}"
-
-    def execute(self, context: Context) -> None:
-        if self.directory:
-            syscalls.mount("tmpfs", self.path, "tmpfs", c.MS_RDONLY, "nr_inodes=2")
-        else:
-            _bind_read_only("/dev/null", self.path)
-
-
-class RemountReadOnly(Operation):
-    """The mount at `path` itself becomes read-only; those below keep what they have."""
+    """Hide a file behind /dev/null."""
 
     __slots__ = ("path",)
     path: str
 
     def describe(self) -> str:
-        return f"mount -o remount,bind,ro {self.path}"
+        return f"mount --bind -o ro /dev/null {self.path}"
 
     def execute(self, context: Context) -> None:
-        syscalls.mount(None, self.path, None, c.MS_REMOUNT | c.MS_BIND | c.MS_RDONLY)
+        _bind_read_only("/dev/null", self.path)
 
 
 OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
-        PrivatePropagation,
         MakeDir,
         MakeFile,
         Symlink,
@@ -280,7 +259,6 @@ OPERATIONS: dict[str, type[Operation]] = {
         DropOldRoot,
         ReadOnly,
         Mask,
-        RemountReadOnly,
     )
 }
 

@@ -41,15 +41,15 @@ class Layers:
         return f"{base}/upper", f"{base}/work"
 
 
-def plan(spec: JobSpec, facts: Facts, layers: Layers) -> tuple[mounts.Operation, ...]:
-    """Every file-system operation of the job's start, in order.
+def plan(spec: JobSpec, facts: Facts, layers: Layers, uid: int) -> tuple[mounts.Operation, ...]:
+    """Every file-system operation of the job's start, in order; `uid` is the payload's.
 
     Raises SpawnError (stage `mounts`) where it can be told ahead that one must fail.
     """
     base = "/" if spec.root == "host" else spec.root
     if not os.path.isdir(base):
         raise SpawnError("mounts", 2, base, "", hint='root is "host" or an existing directory')
-    writer = _Plan(spec, facts, layers, base)
+    writer = _Plan(spec, facts, layers, base, uid)
     writer.write()
     return tuple(writer.operations)
 
@@ -57,11 +57,12 @@ def plan(spec: JobSpec, facts: Facts, layers: Layers) -> tuple[mounts.Operation,
 class _Plan:
     """One plan while it is written; `tree` numbers what is taken from the host."""
 
-    def __init__(self, spec: JobSpec, facts: Facts, layers: Layers, base: str) -> None:
+    def __init__(self, spec: JobSpec, facts: Facts, layers: Layers, base: str, uid: int) -> None:
         self.spec = spec
         self.facts = facts
         self.layers = layers
         self.base = base
+        self.uid = uid
         self.root = f"{facts.work}/root"
         self.in_userns = spec.user_namespace.kind != "host"
         self.operations: list[mounts.Operation] = []
@@ -72,7 +73,6 @@ class _Plan:
         self.operations += operations
 
     def write(self) -> None:
-        self.add(mounts.PrivatePropagation())
         if not self.facts.privileged:
             self._own_work()
         self._dev_tree()
@@ -100,7 +100,7 @@ class _Plan:
         """Without privilege the launcher has no tmpfs of its own: the job's namespace gets one."""
         work = self.facts.work
         self.add(mounts.Mount(fstype="tmpfs", target=work, flags=c.MS_NOSUID, data="mode=755"))
-        for name in ("root", "dev", "dev/pts", "dev/shm"):
+        for name in mounts.WORK_DIRS:
             self.add(mounts.MakeDir(path=f"{work}/{name}", mode=0o755))
         self.add(
             *(mounts.Symlink(target=to, path=f"{work}/dev/{name}") for name, to in mounts.DEV_LINKS)
@@ -121,8 +121,18 @@ class _Plan:
         for point in () if self.spec.root != "host" or whole else self.facts.submounts:
             directory = os.path.isdir(point)
             self.take(point, point, read_only=True, deep=self.in_userns, directory=directory)
+        self._cover_directories()
         for mount in self.spec.mounts:
             self._take_mount(mount)
+
+    def _cover_directories(self) -> None:
+        """Directories that are to be hidden get an empty one over them, once they are there."""
+        hidden = [path for path, directory in self.facts.masked if directory]
+        if self.spec.root == "host" and self.in_userns:
+            hidden += self.facts.pseudo
+        empty = f"{self.facts.work}/empty"
+        for path in hidden:
+            self.take(empty, path, read_only=True, deep=False, directory=True)
 
     def _take_mount(self, mount: Mount) -> None:
         if not os.path.exists(mount.source):
@@ -255,9 +265,10 @@ class _Plan:
         return mounts.Mount(fstype="tmpfs", target=target, flags=both, data=data)
 
     def _walls(self) -> None:
-        """Hide and protect what the kernel shows of the whole machine."""
-        self.add(*(mounts.ReadOnly(path=path) for path in self.facts.read_only))
-        for path, directory in self.facts.masked:
-            self.add(mounts.Mask(path=path, directory=directory))
-        if self.spec.root == "host" and self.in_userns:
-            self.add(*(mounts.Mask(path=path, directory=True) for path in self.facts.pseudo))
+        """Hide and protect what the kernel shows of the whole machine.
+
+        Its settings are files of root's: another user cannot write them in any case.
+        """
+        if self.uid == 0:
+            self.add(*(mounts.ReadOnly(path=path) for path in self.facts.read_only))
+        self.add(*(mounts.Mask(path=p) for p, directory in self.facts.masked if not directory))

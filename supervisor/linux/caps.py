@@ -65,6 +65,11 @@ def effective(status: str = "/proc/self/status") -> int:
     raise KernelError("read CapEff", status, 0)
 
 
+def beyond_default() -> tuple[int, ...]:
+    """Every capability of this kernel that no job has."""
+    return tuple(n for n in range(last_capability() + 1) if n not in JOB_DEFAULT)
+
+
 def drop_bounding(dropped: tuple[int, ...]) -> None:
     """PR_CAPBSET_DROP each number: exec can never give it back, whatever the file says."""
     for number in dropped:

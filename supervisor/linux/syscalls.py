@@ -14,10 +14,11 @@ from supervisor.errors import KernelError
 from supervisor.linux import constants as c
 
 # arch/*/include/uapi/asm/unistd: where x86-64 and the generic table (arm64, riscv64) differ
-_X86_64 = {"clone": 56, "pivot_root": 155, "capset": 126}
-_GENERIC = {"clone": 220, "pivot_root": 41, "capset": 91}
+_X86_64 = {"rt_sigaction": 13, "clone": 56, "pivot_root": 155, "capset": 126}
+_GENERIC = {"rt_sigaction": 134, "clone": 220, "pivot_root": 41, "capset": 91}
 _NUMBERS = _X86_64 if os.uname().machine == "x86_64" else _GENERIC
 
+SYS_RT_SIGACTION = _NUMBERS["rt_sigaction"]
 SYS_CLONE = _NUMBERS["clone"]
 SYS_PIVOT_ROOT = _NUMBERS["pivot_root"]
 SYS_CAPSET = _NUMBERS["capset"]
@@ -171,12 +172,14 @@ def move_mount(fd: int, target: str) -> None:
         raise _fail("move_mount", target)
 
 
-def mount_setattr(fd: int, path: str, attributes: int, *, recursive: bool) -> None:
+def mount_setattr(
+    fd: int, path: str, attributes: int, *, propagation: int = 0, recursive: bool
+) -> None:
     """mount_setattr(2): set MOUNT_ATTR_* on a mount and, if asked, on all below (Linux 5.12).
 
-    With an empty `path` the mount is `fd` itself.
+    With an empty `path` the mount is `fd` itself; `propagation` is MS_PRIVATE and the like.
     """
-    attr = MountAttr(attr_set=attributes)
+    attr = MountAttr(attr_set=attributes, propagation=propagation)
     flags = (c.AT_RECURSIVE if recursive else 0) | (0 if path else c.AT_EMPTY_PATH)
     done = _syscall(
         SYS_MOUNT_SETATTR,
