@@ -159,11 +159,9 @@ class OpenTree(Operation):
     attributes: int
 
     def describe(self) -> str:
-        names = _attribute_names(self.attributes)
+        options = ",".join(filter(None, ("private", _attribute_names(self.attributes))))
         deep = " with all below it" if self.recursive else ""
-        return (
-            f"open_tree {self.source}{deep} as #{self.tree}, private{',' + names if names else ''}"
-        )
+        return f"open_tree {self.source}{deep} as #{self.tree}, {options}"
 
     def execute(self, context: Context) -> None:
         fd = syscalls.open_tree(self.source, recursive=self.recursive)

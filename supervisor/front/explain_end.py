@@ -14,6 +14,8 @@ from supervisor.model.record import Reason, RunRecord
 
 MOST_EVIDENCE = 4
 MIB = 1 << 20
+BY_COUNTER = frozenset({Reason.OOM, Reason.OOM_HOST, Reason.PIDS, Reason.LOST})
+"""The reasons that rest on what was read from the kernel; of the others it tells nothing."""
 
 
 def explain(record: RunRecord) -> list[str]:
@@ -30,9 +32,10 @@ def explain(record: RunRecord) -> list[str]:
         told.append(f"  {record.detail}")
     if record.decided_by:
         told.append(f"  decided by {record.decided_by}")
-    told += [f"  read {item.source}: {item.what}" for item in record.evidence[:MOST_EVIDENCE]]
-    if len(record.evidence) > MOST_EVIDENCE:
-        told.append(f"  ({len(record.evidence) - MOST_EVIDENCE} more in the record: --record -)")
+    evidence = record.evidence if record.reason in BY_COUNTER else ()
+    told += [f"  read {item.source}: {item.what}" for item in evidence[:MOST_EVIDENCE]]
+    if len(evidence) > MOST_EVIDENCE:
+        told.append(f"  ({len(evidence) - MOST_EVIDENCE} more in the record: --record -)")
     if remedy:
         told.append(f"  try {remedy}")
     return [lines.clean(line) for line in told]
