@@ -158,6 +158,11 @@ def _make(directory: str, hint: str) -> None:
 
 def remove(directory: str) -> bool:
     """rmdir(2); False where it was gone already.  Raises KernelError (EBUSY: somebody is in it)."""
+    rehearsal = acting()
+    return rehearsal.remove(directory) if rehearsal else _remove(directory)
+
+
+def _remove(directory: str) -> bool:
     try:
         os.rmdir(directory)
     except FileNotFoundError:

@@ -21,6 +21,7 @@ _FRESH = {
     "cgroup.subtree_control": "",
     "memory.events": "",
     "memory.events.local": "",
+    "memory.max": "max",
     "memory.memsw.limit_in_bytes": "max",
 }
 """What a start reads of a cgroup that has just been made."""
@@ -50,8 +51,11 @@ class Rehearsal:
         self._made: set[str] = set()
         self._texts: dict[str, str] = {}
         self._moved: dict[str, str] = {}
+        self._removed: set[str] = set()
 
     def exists(self, path: str) -> bool:
+        if path in self._removed:
+            return False
         return path in self._made or path in self._texts or os.path.exists(path)
 
     def make(self, directory: str) -> None:
@@ -59,6 +63,7 @@ class Rehearsal:
         if self.exists(directory):
             raise KernelError("mkdir", directory, errno.EEXIST)
         self._need(os.path.dirname(directory), "mkdir", directory)
+        self._removed.discard(directory)
         self._made.add(directory)
         self.lines.append(f"mkdir {directory}")
 
@@ -72,6 +77,14 @@ class Rehearsal:
             self._texts[path] = _toggled(self.read(path, real), text)
         else:
             self._texts[path] = text
+
+    def remove(self, directory: str) -> bool:
+        """Only a start that fails gets here, to clear away what it has made."""
+        was_there = self.exists(directory)
+        self._made.discard(directory)
+        self._removed.add(directory)
+        self.lines.append(f"rmdir {directory}")
+        return was_there
 
     def _need(self, directory: str, operation: str, path: str) -> None:
         if not self.exists(directory):

@@ -22,7 +22,7 @@ from supervisor.cgroup.manager import Manager
 from supervisor.errors import KernelError, LimitError
 from supervisor.model.limits import IoLimit, Limits
 from tests.support import cgroups
-from tests.support.cgroups import end, line, python, start
+from tests.support.cgroups import end, line, noted, python, start
 
 pytestmark = pytest.mark.kernel
 
@@ -81,6 +81,24 @@ def test_nothing_is_made_by_looking(make: Callable[[str], Manager]) -> None:
     manager.missing(Limits(memory=MIB, pids=1))
     manager.leftovers()
     assert not any(os.path.exists(layer.directory) for layer in manager.layers)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_the_plan_is_what_a_start_does(make: Callable[[str], Manager], hold: bool) -> None:
+    manager = make("planned")
+    limits = Limits(memory=64 * MIB, swap=0, pids=20, cpus=0.005, cpu_weight=200)
+    if not manager.missing(Limits(cpuset="0")):  # User-Mode Linux has no cpuset
+        limits = evolve(limits, cpuset="0")
+    entry, lines = manager.rehearse("run", limits, kill_whole_on_oom=hold, hold=hold)
+    assert not any(os.path.exists(layer.directory) for layer in manager.layers)
+    with noted() as done:
+        job = manager.create("run", kill_whole_on_oom=hold)
+        job.apply(limits)
+        if hold:
+            job.hold_at_limit(True)
+    assert done == list(lines)
+    assert job.entry == entry
+    assert len(done) > 8
 
 
 def test_limits_are_written_and_read_back(manager: Manager) -> None:

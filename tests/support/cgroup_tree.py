@@ -115,9 +115,9 @@ class Hierarchies:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Answer in the kernel's place until the test ends."""
-        monkeypatch.setattr(files, "make", self.make)
-        monkeypatch.setattr(files, "remove", self.remove)
-        monkeypatch.setattr(files, "write", self.write)
+        monkeypatch.setattr(files, "_make", self.make)
+        monkeypatch.setattr(files, "_remove", self.remove)
+        monkeypatch.setattr(files, "_write", self.write)
         monkeypatch.setattr(os, "pidfd_open", self._pidfd_open)
         monkeypatch.setattr(signal, "pidfd_send_signal", self._kill)
 
@@ -133,7 +133,7 @@ class Hierarchies:
         mounts = [*self.v1, *filter(None, [self.v2])]
         return max((m for m in mounts if path == m or path.startswith(f"{m}/")), key=len)
 
-    def make(self, directory: str, *, hint: str = "") -> None:
+    def make(self, directory: str, hint: str = "") -> None:
         try:
             os.mkdir(directory)
         except OSError as error:
@@ -178,7 +178,7 @@ class Hierarchies:
 
     # What a write does.
 
-    def write(self, path: str, text: str, *, hint: str = "") -> None:
+    def write(self, path: str, text: str, hint: str = "") -> None:
         directory, name = os.path.split(path)
         try:
             if not os.path.exists(path):

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from supervisor.cgroup import delegate, detect, files
 from supervisor.cgroup.api import JobCgroup
 from supervisor.cgroup.v1 import Cpuset
@@ -78,3 +80,23 @@ def end(process: subprocess.Popen[str]) -> int:
         if stream:
             stream.close()
     return process.wait(timeout=30)
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Every mkdir and write that is really done meanwhile, told as `rehearse` tells them."""
+    lines: list[str] = []
+    make, write = files.make, files.write
+
+    def noting_make(directory: str, *, hint: str = "") -> None:
+        make(directory, hint=hint)
+        lines.append(f"mkdir {directory}")
+
+    def noting_write(path: str, text: str, *, hint: str = "") -> None:
+        write(path, text, hint=hint)
+        lines.append(f"write {text} > {path}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "make", noting_make)
+        patch.setattr(files, "write", noting_write)
+        yield lines

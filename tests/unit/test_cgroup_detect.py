@@ -373,7 +373,7 @@ def test_spares_are_taken_first_and_removed(
     found.prepare(2)
     assert found.leftovers() == ()
     job = found.create("run")
-    assert job.name.startswith("spare.") and f"/{job.name}/" in job.path
+    assert job.name.startswith("run.") and f"/{job.name}/" in job.path
     assert found.create("run").name != job.name
     assert found.create("run").name == "run"  # none left
     assert manager(tree).leftovers() == ("run",)  # an unused spare is nobody's run
