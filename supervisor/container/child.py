@@ -192,8 +192,10 @@ def own_signals() -> None:
     """Block all, ignore none: a PID 1 without handlers keeps blocked signals for sigwaitinfo.
 
     An ignored signal would stay ignored in the payload: Python ignores SIGPIPE and SIGXFSZ, nohup
-    SIGHUP.
+    SIGHUP, posix_spawn(3) the two of glibc's own.
     """
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ALL_SIGNALS)
     for number in ALL_SIGNALS - {9, 19}:
         _signal.signal(number, _signal.SIG_DFL)
+    for number in (32, 33):
+        syscalls.default_signal(number)

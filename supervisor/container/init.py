@@ -155,12 +155,11 @@ def _reap(payload: int) -> tuple[int, resource.struct_rusage] | None:
 
 
 def _write_record(fd: int, status: int, usage: resource.struct_rusage, started: float) -> None:
-    """One line of JSON, one write, on disk before the job's end is told by this process's end."""
+    """One line of JSON in one write, before the job's end is told by this process's end.
+
+    Not followed by fsync(2), which took 3.7 ms of a 15 ms start-to-exit on ext4: the page cache
+    outlives every process, and after a crash of the machine a missing record means `lost`.
+    """
     line = '{"v":1,"status":%d,"utime":%.6f,"stime":%.6f,"maxrss":%d,"started":%.6f,"ended":%.6f}\n'
     used = usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024
     os.write(fd, (line % (status, *used, started, time.time())).encode())
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != 22:  # EINVAL: a pipe has no disk under it
-            raise

@@ -68,6 +68,7 @@ class _Plan:
         self.operations: list[mounts.Operation] = []
         self.pending: list[tuple[int, str, bool | None]] = []
         self.trees = 0
+        self.missing = self._missing()
 
     def add(self, *operations: mounts.Operation) -> None:
         self.operations += operations
@@ -159,13 +160,13 @@ class _Plan:
         return any(inside(name, (top,)) and name != top for name in (path, real) for top in tops)
 
     def _needs_overlay(self) -> bool:
-        return self.spec.write == "overlay" or bool(self._missing())
+        return self.spec.write == "overlay" or bool(self.missing)
 
     def _new_root(self) -> None:
         if self.spec.write == "overlay":
             self._writable_overlay()
-        elif missing := self._missing():
-            self._read_only_overlay(missing)
+        elif self.missing:
+            self._read_only_overlay(self.missing)
         else:
             attributes = c.MOUNT_ATTR_RDONLY
             self.add(

@@ -56,14 +56,14 @@ _FLAG_ARGUMENT = {"raise": "to", "kill": "why", "signal": "signal", "notify": "m
 
 
 def hook(name: str) -> Parser:
-    """The parser of the hook `name`: an action with its arguments, or a policy's name."""
+    """The parser of the hook `name`: an action with its arguments, or a policy (name or path)."""
     allowed = _WHEN_ENDED if name == "on_exit" else tuple(_ARGUMENTS)
 
     def parse(value: Any, context: Context) -> InlineAction | PolicyName:
         if isinstance(value, str):
             return _policy(value, context)
         if not isinstance(value, dict):
-            raise must('a table like { action = "ignore" } or a policy\'s name', value)
+            raise must('a table like { action = "ignore" }, a policy\'s name or its path', value)
         action = value.get("action")
         if not isinstance(action, str):
             raise Wrong('lacks "action"; allowed: ' + ", ".join(allowed))
@@ -87,7 +87,7 @@ def _not_allowed(hook: str, action: str, allowed: tuple[str, ...]) -> str:
 def _policy(value: str, context: Context) -> PolicyName:
     if value in _ARGUMENTS:
         raise Wrong(f'an action is a table: write {{ action = "{value}" }}')
-    return PolicyName(kinds.name(value, context))
+    return PolicyName(kinds.plugin(value, context))
 
 
 def _raise(hook: str, rest: dict[str, Any], context: Context) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The checks that need the whole configuration: names that must exist, cycles, capacity.
 
-May import: `model`, `front.problems`, `front.settings`.
+May import: `model`, `policy.registry`, `front.problems`, `front.settings`.  Whether a policy can
+be loaded is not asked here: that runs its code, and is `policy.registry.load`'s to tell.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from supervisor.front.problems import Problems, found, unknown
-from supervisor.front.settings import Capacity, SupervisorSettings, plugin_name
+from supervisor.front.settings import Capacity, SupervisorSettings
 from supervisor.front.toml_lines import Path
 from supervisor.model.job import JobSpec, PolicyName
 from supervisor.model.units import size_text
+from supervisor.policy.registry import name_of
 
 
 def check_all(
@@ -22,16 +24,16 @@ def check_all(
     problems: Problems,
 ) -> None:
     """Every check between jobs, settings and policies; `tables` are the names under [jobs]."""
-    plugins = [plugin_name(plugin) for plugin in settings.plugins]
+    plugins = [name_of(plugin) for plugin in settings.plugins]
     for index, name in enumerate(plugins):
         if name in plugins[:index]:
             problems.add(("supervisor", "plugins", index), f'the policy "{name}" is there twice')
+    used = [*plugins, *_named_in_hooks(jobs)]
     for name in policies:
-        if name not in plugins:
-            problems.add(("policies", name), _unlisted(name, plugins))
+        if name not in used:
+            problems.add(("policies", name), _unused(name, used))
     origins = {job.name: _origin(job, tables) for job in jobs}
     for job in jobs:
-        _check_hooks(job, plugins, origins[job.name], problems)
         _check_capacity(job, settings.capacity, origins[job.name], problems)
     if _check_after(jobs, origins, problems):
         _check_cycle(jobs, origins, problems)
@@ -41,28 +43,44 @@ def _origin(job: JobSpec, tables: Collection[str]) -> Path:
     return ("jobs", job.name if job.name in tables else job.group)
 
 
-def _unlisted(name: str, plugins: Sequence[str]) -> str:
-    if not plugins:
-        return f"{found(name)} is not in use: there are no plugins; name it among them"
-    return f"{found(name)} is not among the plugins; {unknown(name, plugins)}"
+def _named_in_hooks(jobs: Iterable[JobSpec]) -> dict[str, None]:
+    """The policies that jobs' own hooks name: in use without being among the plugins."""
+    hooks = (hook for job in jobs for hook in job.hooks.values())
+    return {name_of(hook.name): None for hook in hooks if isinstance(hook, PolicyName)}
 
 
-def _check_hooks(job: JobSpec, plugins: Sequence[str], origin: Path, problems: Problems) -> None:
-    for hook, action in job.hooks.items():
-        if isinstance(action, PolicyName) and action.name not in plugins:
-            problems.add((*origin, hook), _unlisted(action.name, plugins))
+def _unused(name: str, used: Sequence[str]) -> str:
+    if not used:
+        return f"{found(name)} is not in use: name it in supervisor.plugins, or in a job's hook"
+    return f"{found(name)} is neither among the plugins nor in a hook; {unknown(name, used)}"
 
 
 def _check_capacity(job: JobSpec, capacity: Capacity, origin: Path, problems: Problems) -> None:
     """A job that needs more than there ever is would wait for ever."""
     memory, cpus = job.limits.memory, job.limits.cpus
     never = "; it could never start"
+    if capacity.memory is not None and memory is None:
+        _uncounted("memory", origin, problems)
     if capacity.memory is not None and memory is not None and memory > capacity.memory:
         shown = f"{size_text(memory)} is more than capacity.memory, {size_text(capacity.memory)}"
         problems.add((*origin, "limits", "memory"), shown + never)
+    if capacity.cpus is not None and cpus is None:
+        _uncounted("cpus", origin, problems)
     if capacity.cpus is not None and cpus is not None and cpus > capacity.cpus:
         shown = f"{cpus:g} is more than capacity.cpus, {capacity.cpus:g}"
         problems.add((*origin, "limits", "cpus"), shown + never)
+
+
+def _uncounted(limit: str, origin: Path, problems: Problems) -> None:
+    """A job that is not counted would make the capacity a promise not kept."""
+    key = ("limits", limit)
+    if any(problems.about((*where, *key)) for where in (origin, ("defaults",))):
+        return  # there is a limit: it is just wrong
+    problems.add(
+        (*origin, *key),
+        f"is not set, so the job would not count against capacity.{limit}; set it here or in "
+        f"[defaults], or leave capacity.{limit} out",
+    )
 
 
 def _check_after(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems: Problems) -> bool:

@@ -25,14 +25,13 @@ from supervisor.front.settings import (
     SupervisorSettings,
     default_runtime,
     default_state,
-    plugin_name,
 )
 from supervisor.front.show import show
 from supervisor.front.tables import flatten, parse_values, plain, sane, section
 
 __all__ = [
     "Capacity", "Config", "Context", "SupervisorSettings",
-    "add_job_flags", "config_from_flags", "from_flags", "load", "parse", "plugin_name", "show",
+    "add_job_flags", "config_from_flags", "from_flags", "load", "parse", "show",
 ]  # fmt: skip
 
 LARGEST_FILE = 4 * 1024 * 1024

@@ -35,6 +35,14 @@ numbers with units (`ms s m h d`) or plain seconds. `"max"` takes a limit of the
 The last column names the flag of `supervise run`.
 """
 
+_HOOKS = """\
+## Hooks
+
+Also keys of a job or of the defaults. A policy is given as in `plugins`; it need not stand there,
+and if it does not, no other job meets it. Its arguments are in `[policies.NAME]` all the same.
+
+"""
+
 _ACTIONS = """\
 ## Actions
 
@@ -89,7 +97,7 @@ def reference() -> str:
         _HEAD,
         "## `[supervisor]`\n\n" + _table(SUPERVISOR.settings, flags=False),
         "## `[jobs.NAME]` and `[defaults]`\n\n" + _table(top),
-        "## Hooks\n\nAlso keys of a job or of the defaults.\n\n" + _table(hooks),
+        _HOOKS + _table(hooks),
         _ACTIONS,
         _MATRIX,
     ]

@@ -133,11 +133,18 @@ def _variables(setting: Setting, given: list[str], problems: Problems) -> dict[K
     return raw
 
 
+def where(*path: str | int) -> str:
+    """The flag that stands for a key of a configuration, as in `where("jobs", NAME, "on_exit")`."""
+    return _place(path)[1]
+
+
 def _place(path: KeyPath) -> tuple[int, str]:
     """A flag's name for the path of a setting ("jobs", JOB and "limits" in front of it or not)."""
     keys = tuple(str(key) for key in path if not isinstance(key, int))
     if keys[:1] == ("jobs",):
         keys = keys[2:]
+    elif keys[:1] == ("supervisor",):
+        keys = keys[1:]
     for end in range(len(keys), 0, -1):
         setting = JOB.find(keys[:end]) or JOB.find(tuple(".".join(keys[:end]).split(".")))
         if setting is not None and setting.flag:

@@ -17,7 +17,9 @@ from attrs import evolve
 
 from supervisor.errors import KernelError
 from supervisor.front.config import Config, config_from_flags
+from supervisor.front.flags import where
 from supervisor.model.record import Reason, RunRecord
+from supervisor.policy import registry
 from supervisor.policy.registry import Policy
 from supervisor.record.quiet import QuietLog
 from supervisor.supervise.instance import Instance, Settings, open_instance, scratch_dir
@@ -34,11 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Raises ConfigError and SupervisorError: then nothing was started.
     """
     config = config_from_flags(args, name=f"run-{os.getpid()}")
-    policies: tuple[Policy, ...] = ()
-    if config.supervisor.plugins:
-        from supervisor.policy import registry
-
-        policies = registry.load(config.supervisor.plugins, config.policies, config.jobs)
+    policies = registry.load(config.supervisor.plugins, config.policies, config.jobs, where=where)
     with scratch_dir(config.jobs[0].write == "overlay") as scratch:
         own = config.supervisor
         settings = Settings(

@@ -40,15 +40,21 @@ class Problems:
     def __init__(self, place: Callable[[Path], tuple[int, str]]) -> None:
         self._place = place
         self._found: dict[str, int] = {}
+        self._paths: set[Path] = set()
 
     def add(self, path: Path, message: str) -> None:
         """Note `message` about the value at `path`; the same line twice counts once."""
         order, where = self._place(path)
+        self._paths.add(path)
         self._found.setdefault(f"{where}: {message}", order)
 
     def add_all(self, path: Path, wrong: Wrong) -> None:
         for deeper, message in wrong.problems:
             self.add(path + deeper, message)
+
+    def about(self, path: Path) -> bool:
+        """Whether something was noted about the very value at `path`, or the table it is in."""
+        return path in self._paths or path[:-1] in self._paths
 
     def __bool__(self) -> bool:
         return bool(self._found)

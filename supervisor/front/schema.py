@@ -123,14 +123,15 @@ SUPERVISOR = Table((
             "Make the jobs' cgroups below this (delegated) cgroup.",
             "the cgroup `supervise` runs in", '"/batch.slice"'),
     Setting("capacity.memory", SHARE,
-            "Jobs wait while the sum of the running ones' memory limits would exceed this.",
-            "none", '"80%"'),
-    Setting("capacity.cpus", _cpus(), "The same for the sum of `limits.cpus`.", "none", "4"),
+            "Jobs wait while the sum of the running ones' memory limits would exceed this. Each "
+            "job must have a `limits.memory` then.", "none", '"80%"'),
+    Setting("capacity.cpus", _cpus(),
+            "The same for the sum of `limits.cpus`, which each job must have then.", "none", "4"),
     Setting("capacity.jobs", _whole(1, 1000000, unbounded=True), "How many jobs run at once.",
             "none", "16"),
 ))  # fmt: skip
 
-_ACTION = "`{ action = … }` (see Actions) or a policy's name"
+_ACTION = "`{ action = … }` (see Actions), or a policy's name or path"
 _HOOK_HELP = {
     "on_start": "When the job's command runs.",
     "on_memory_limit": "When its memory limit is reached; its tasks may be held meanwhile.",
@@ -214,13 +215,13 @@ JOB = Table((
             '`"read-only"` for the host, else `"overlay"`', '"overlay"', "write"),
     Setting("keep", BOOLEAN, "Keep the overlay's writes with the run's records.", "false",
             "true", "keep"),
-    Setting("mounts", Kind("array of `{ source, target, read_only }` (read-only unless told "
-                           "otherwise), or of `\"SOURCE:TARGET\"` (read-write), "
-                           "`\"SOURCE:TARGET:ro\"`",
+    Setting("mounts", Kind("array of `{ source, target, read_only }`, or of "
+                           "`\"SOURCE:TARGET\"`, `\"SOURCE:TARGET:ro\"`",
                            kinds.array(compounds.mount, "an array of mounts"), "SRC:DST[:ro]",
                            many=True),
-            "Host directories or files it sees.", "[]",
-            '[{ source = "/srv/data", target = "/data", read_only = false }]', "mount", True),
+            "Host directories or files it sees, and may write to as far as its user may, unless "
+            "`read_only` is true (`:ro`); that then holds for mounts below, too.", "[]",
+            '[{ source = "/srv/data", target = "/data", read_only = true }]', "mount", True),
     Setting("tmpfs", Kind('array of `"/PATH"` or `"/PATH:size=64M"`',
                           kinds.array(compounds.tmpfs, "an array of tmpfs mounts"),
                           "PATH[:size=SIZE]", many=True),

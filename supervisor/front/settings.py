@@ -57,11 +57,6 @@ class Config:
         return f"{self.filename}:{self.lines.line(path)}"
 
 
-def plugin_name(plugin: str) -> str:
-    """The name a policy goes by in [policies.NAME] and in hooks: a file's is its stem."""
-    return Path(plugin).stem if "/" in plugin else plugin
-
-
 def default_state(context: Context) -> Path:
     """Where instances keep their state unless told: of the system as root, else of the user."""
     if context.uid == 0:

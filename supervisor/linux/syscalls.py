@@ -243,6 +243,16 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
         raise _fail("pidfd_send_signal")
 
 
+def default_signal(number: int) -> None:
+    """rt_sigaction(2) to SIG_DFL, past the C library, which refuses it for signals of its own.
+
+    posix_spawn(3) leaves those ignored in the child, and an exec keeps that.
+    """
+    action = bytes(32)  # struct sigaction of the kernel: no handler, no flags, no mask
+    if _syscall(SYS_RT_SIGACTION, number, action, None, ctypes.c_size_t(8)) < 0:
+        raise _fail(f"rt_sigaction {number}")
+
+
 def clear_inheritable_capabilities(effective: int) -> None:
     """capset(2): inheritable and ambient sets empty, effective and permitted `effective`.
 

@@ -27,7 +27,7 @@ class Mount:
 
     source: str
     target: str
-    read_only: bool = True
+    read_only: bool = False
 
 
 @frozen
@@ -78,7 +78,7 @@ class InlineAction:
 
 @frozen
 class PolicyName:
-    """A hook that one named policy decides; the others are not asked."""
+    """A hook that one policy decides, given by its name or path; the others are not asked."""
 
     name: str
 

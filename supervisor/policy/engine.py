@@ -22,7 +22,7 @@ from supervisor.model.event import HOOK_OF
 from supervisor.policy import verdicts
 from supervisor.policy.asking import Caller, Hung, Question, Reply
 from supervisor.policy.inline import action_of
-from supervisor.policy.registry import Policy
+from supervisor.policy.registry import Policy, name_of
 
 DEADLINE = 5.0
 """Seconds a policy may think about one event."""
@@ -122,8 +122,8 @@ class Engine:
         own = spec.hooks.get(hook)
         if not isinstance(own, PolicyName):
             return self._general.get(hook, ())
-        policy = self._policies.get(own.name)
-        wanted = policy is not None and hook in policy.hooks and own.name not in self.disabled
+        policy = self._policies.get(name_of(own.name))
+        wanted = policy is not None and hook in policy.hooks and policy.name not in self.disabled
         return (policy,) if policy is not None and wanted else ()
 
     async def _ask(

@@ -122,11 +122,14 @@ class _Loading:
         except PolicyError as err:
             self.tell(at, str(err))
 
-    def add_named(self, name: str, job: JobSpec, hook: str) -> None:
+    def add_named(self, plugin: str, job: JobSpec, hook: str) -> None:
         at = ("jobs", job.group or job.name, hook)
+        name = name_of(plugin)
         if name not in self.policies:
-            self.add(name, at, general=False)
+            self.add(plugin, at, general=False)
         policy = self.policies[name]
+        if policy is not None and "/" in plugin and policy.source != plugin:
+            self.tell(at, f'two policies are called "{name}": {policy.source} and {plugin}')
         if policy is not None and hook not in policy.hooks:
             has = ", ".join(policy.hooks)
             self.tell(at, f'jobs.{job.name}.{hook}: policy "{name}" has no {hook} (it has {has})')

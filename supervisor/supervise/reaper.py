@@ -3,18 +3,20 @@
 May import: `errors`, `model`, `linux`, trio.  Three kinds of children, told apart so that none's
 status is taken by somebody else:
 
-    inits      cloned by the launcher with CLONE_PARENT and no exit signal: no SIGCHLD comes, and
-               only a wait with __WALL sees them (clone(2), waitpid(2)); awaited by pidfd
-    helpers    started here by `Reaper.spawn`; awaited by pidfd
+    inits      cloned by the launcher with CLONE_PARENT.  The exit signal it asks for is not what
+               they have: the kernel gives them the launcher's own, SIGCHLD (kernel/fork.c,
+               copy_process), so that any wait could take them.  Known here while `wait_init` runs
+    helpers    started here by `Reaper.spawn`, and known from then on
     orphans    what a daemon or a dead launcher left to us, PID 1 or a child subreaper
 
 An orphan looks just like a child that somebody else in this process started and waits for (a
 plugin's subprocess.run, trio.run_process).  Such a waiter takes the status at once; who still is
-a zombie after GRACE has nobody, and is reaped.
+a zombie after GRACE has nobody, and is reaped.  Inits and helpers are awaited by pidfd.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,10 +28,14 @@ from supervisor.errors import KernelError
 from supervisor.linux import proc
 
 WALL = 0x40000000
-"""__WALL of <linux/wait.h>: children of every exit signal, none included."""
+"""__WALL of <linux/wait.h>: children whatever their exit signal."""
 
 GRACE = 1.0
 """Seconds that a zombie unknown to us is left to whoever may be waiting for it."""
+
+CALM = 0.05
+"""Seconds between SIGCHLD and the look: by then who waits has taken what it waited for, and of a
+thousand jobs that end together one look is made."""
 
 _RETRIES = tuple(min(0.001 * 2**n, 1.0) for n in range(11))
 
@@ -83,7 +89,7 @@ class Reaper:
 
     def __init__(self) -> None:
         self.orphans = 0
-        self._helpers: set[int] = set()
+        self._known: set[int] = set()
         self._unknown: dict[int, _Zombie] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -95,13 +101,20 @@ class Reaper:
                 first = min((one.since for one in self._unknown.values()), default=None)
                 with trio.move_on_at(float("inf") if first is None else first + GRACE):
                     await anext(signals)
+                    await trio.sleep(CALM)
 
     async def wait_init(self, pidfd: int) -> ExitStatus | Lost:
         """How a job's init ended.  The descriptor stays the caller's.
 
-        Lost: it was no child of ours, or has been waited for already (ECHILD).
+        To be called before the init has been a zombie for GRACE.  Lost: it was no child of ours,
+        or has been waited for already (ECHILD).
         """
-        return await _exit_of(pidfd)
+        pid = _pid_of(pidfd)
+        self._known.add(pid)
+        try:
+            return await _exit_of(pidfd)
+        finally:
+            self._known.discard(pid)
 
     def spawn(
         self,
@@ -135,8 +148,8 @@ class Reaper:
             )
         except OSError as error:
             raise KernelError("posix_spawn", argv[0], error.errno or 0) from error
-        self._helpers.add(pid)
-        return Child(pid, self._pidfd(pid), self._helpers.discard)
+        self._known.add(pid)
+        return Child(pid, self._pidfd(pid), self._known.discard)
 
     def _pidfd(self, pid: int) -> int:
         """A helper that cannot be waited for is not left running."""
@@ -145,7 +158,7 @@ class Reaper:
         except OSError as error:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            self._helpers.discard(pid)
+            self._known.discard(pid)
             raise KernelError("pidfd_open", str(pid), error.errno or 0) from error
 
     def _look(self) -> None:
@@ -156,7 +169,7 @@ class Reaper:
             return
         found: dict[int, _Zombie] = {}
         for pid in proc.children(os.getpid()):
-            if pid not in self._helpers and _is_zombie(pid):
+            if pid not in self._known and _is_zombie(pid):
                 zombie = self._unknown.get(pid) or _Zombie(now, _start(pid))
                 if now - zombie.since < GRACE:
                     found[pid] = zombie
@@ -176,6 +189,15 @@ class _Zombie:
     start_ticks: int | None
 
 
+def _pid_of(pidfd: int) -> int:
+    """From /proc/self/fdinfo, "Pid:"; -1 for one that has been reaped."""
+    path = f"/proc/self/fdinfo/{pidfd}"
+    for line in proc.read_file(path).split("\n"):
+        if line.startswith("Pid:"):
+            return int(line[4:])
+    raise KernelError("read", path, errno.EINVAL, hint="it is no pidfd")
+
+
 def _start(pid: int) -> int | None:
     """None for one that has been reaped meanwhile."""
     try:
@@ -185,7 +207,7 @@ def _start(pid: int) -> int | None:
 
 
 def _any_zombie() -> bool:
-    """Whether a child with an exit signal waits to be reaped; inits have none."""
+    """Whether any child waits to be reaped, known or not: one system call instead of a look."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -193,7 +215,6 @@ def _any_zombie() -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    # without __WALL an init of a job is no child at all
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
