@@ -8,7 +8,9 @@ import pytest
 
 from supervisor.errors import ConfigError
 from supervisor.front.config import add_job_flags, config_from_flags, from_flags
+from supervisor.front.flags import where
 from supervisor.front.schema import JOB
+from supervisor.policy import registry
 from tests.unit.test_config_parse import CONTEXT, job
 
 WITHOUT = {"command", "script", "after", "matrix.*", "priority"}
@@ -58,11 +60,15 @@ expect = "oom"
 """
 
 
-def flags(*argv):
+def parsed(*argv):
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     add_job_flags(parser)
     parser.add_argument("command", nargs="*")
-    return from_flags(parser.parse_args([*argv, "--", "true", "-x"]), CONTEXT)
+    return parser.parse_args([*argv, "--", "true", "-x"])
+
+
+def flags(*argv):
+    return from_flags(parsed(*argv), CONTEXT)
 
 
 def wrong(*argv):
@@ -114,7 +120,7 @@ def test_no_flags_at_all():
 def test_all_wrong_flags_are_told_at_once_by_their_names():
     problems = wrong(
         "--memory", "64Q", "--env", "KV", "--env", "=x", "--mount", "a", "--io", "/x:foo=3",
-        "--on-timeout", "boo", "--plugin", "a/b", "--timeout=-3s", "--on-exit", "raise:3",
+        "--on-timeout", "b/oo", "--plugin", "a/b", "--timeout=-3s", "--on-exit", "raise:3",
         "--user-namespace", "1", "--keep",
     )  # fmt: skip
     assert {problem.partition(":")[0] for problem in problems} == {
@@ -152,3 +158,24 @@ def test_the_help_can_be_printed():
     text = parser.format_help()
     assert all(f"--{one.flag}" in text for one in JOB.settings if one.flag)
     assert "`" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--on-timeout", "grow-mem"], '--on-timeout: no policy is called "grow-mem"'),
+        (["--on-timeout", "/no/mine.py"], "--on-timeout: policy /no/mine.py: no such file"),
+        (["--plugin", "grow-mem"], '--plugin: no policy is called "grow-mem"'),
+    ],
+)
+def test_a_policy_that_cannot_be_loaded_is_told_by_its_flag(argv, problem):
+    config = config_from_flags(parsed(*argv), context=CONTEXT)
+    with pytest.raises(ConfigError) as caught:
+        registry.load(config.supervisor.plugins, config.policies, config.jobs, where=where)
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(problem)
+
+
+def test_a_mount_is_writable_unless_it_says_ro():
+    spec = flags("--mount", "/a:/b", "--mount", "/c:/d:ro")
+    assert [mount.read_only for mount in spec.mounts] == [False, True]

@@ -146,6 +146,7 @@ capacity = { memory = "50%", cpus = 4, jobs = 16 }
 max = "8G"
 """
         + JOB
+        + "limits = { memory = '1G', cpus = 1 }"
     )
     supervisor = config.supervisor
     assert supervisor.name == "nightly"
@@ -331,7 +332,8 @@ timeout = "soon"
         ("oom = 'ignore'", "oom", '"kill" or "continue"'),
         ("expect = 'succeded'", "expect", 'did you mean "succeeded"?'),
         ("script = 'true'", "script", "not both"),
-        ("on_exit = 'mine'", "on_exit", "no plugins"),
+        ("on_exit = 'a b'", "on_exit", "letters, digits"),
+        ("on_exit = './mine'", "on_exit", "the path of a .py file"),
         ("on_exit = 'ignore'", "on_exit", '{ action = "ignore" }'),
         ("on_exit = { action = 'raise' }", "on_exit.action", "too late"),
         ("on_exit = { }", "on_exit", 'lacks "action"'),
@@ -405,6 +407,56 @@ def test_a_job_larger_than_the_capacity_could_never_start():
     problems = wrong(text + JOB + "limits = { memory = '5G', cpus = 3 }")
     assert len(problems) == 2
     assert "5G is more than capacity.memory, 4G; it could never start" in problems[0]
+
+
+@pytest.mark.parametrize("limit", ["memory", "cpus"])
+@pytest.mark.parametrize("said", ["", "limits = { memory = 'max', cpus = 'max' }"])
+def test_a_job_that_the_capacity_could_not_count_is_refused(limit, said):
+    text = f"[supervisor]\ncapacity.{limit} = 2\n".replace("memory = 2", "memory = '2G'")
+    problem = only(text + JOB + said)
+    assert problem.startswith(f"x.toml:{5 if said else 3}: jobs.one.limits.{limit}: is not set")
+    assert f"set it here or in [defaults], or leave capacity.{limit} out" in problem
+    value = "'9M'" if limit == "memory" else "1"
+    assert read(text + JOB + f"[defaults.limits]\n{limit} = {value}")
+
+
+@pytest.mark.parametrize("where", ["jobs.one", "defaults"])
+@pytest.mark.parametrize("said", ["limits.memory = 'x'", "limits = 'x'"])
+def test_a_wrong_limit_is_not_told_as_a_missing_one_too(where, said):
+    text = "[supervisor]\ncapacity.memory = '2G'\n"
+    text += (JOB if where == "defaults" else "") + f"[{where}]\n{said}\n"
+    text += "" if where == "defaults" else 'command = "x"\n'
+    assert f"{where}.limits" in only(text)
+
+
+def test_capacity_in_jobs_alone_asks_for_no_limits():
+    assert read("supervisor.capacity.jobs = 2\n" + JOB).supervisor.capacity.jobs == 2
+
+
+def test_a_hook_may_name_a_policy_that_no_plugin_lists():
+    config = read(
+        JOB + "on_exit = 'grow-memory'\non_tick = './mine.py'\n"
+        "[policies.grow-memory]\nmax = '1G'\n[policies.mine]\nx = 1\n"
+    )
+    hooks = config.jobs[0].hooks
+    assert hooks == {
+        "on_exit": PolicyName("grow-memory"),
+        "on_tick": PolicyName("/etc/batch/mine.py"),
+    }
+    assert [*config.policies] == ["grow-memory", "mine"]
+
+
+def test_arguments_of_a_policy_that_nobody_uses():
+    text = JOB + "on_exit = 'grow-memory'\n[policies.grow-memori]\n"
+    assert 'did you mean "grow-memory"?' in only(text)
+    assert "name it in supervisor.plugins, or in a job's hook" in only(JOB + "[policies.p]\n")
+
+
+def test_a_mount_is_writable_unless_it_says_otherwise():
+    tables = "{ source = '/a', target = '/1' }, { source = '/a', target = '/2', read_only = true }"
+    spec = job(JOB + f"mounts = [{tables}, '/a:/3', '/a:/4:ro', '/a:/5:rw']")
+    assert [mount.read_only for mount in spec.mounts] == [False, True, False, True, False]
+    assert spec.mounts[0] == Mount("/a", "/1")
 
 
 def test_a_cycle_is_printed():

@@ -55,7 +55,7 @@ def hooks():
         st.builds(InlineAction, st.just("retry"), retry),
         st.builds(InlineAction, st.just("notify"), st.fixed_dictionaries({"message": text})),
         st.just(InlineAction("ignore", {})),
-        st.sampled_from([PolicyName("p"), PolicyName("q")]),
+        st.sampled_from([PolicyName("p"), PolicyName("/x/q.py")]),
     )
     return st.dictionaries(st.sampled_from(HOOKS), action)
 
@@ -129,6 +129,8 @@ limits.memory = "50%"
 [jobs.after]
 command = "x"
 after = ["m"]
+limits.memory = "1M"
+on_exit = "./mine.py"
 [supervisor.capacity]
 memory = "60%"
 jobs = 3

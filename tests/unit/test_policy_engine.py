@@ -261,6 +261,13 @@ async def test_an_action_that_cannot_be_read_is_recorded_and_the_policies_decide
     assert decision.answers[0].error
 
 
+async def test_a_policy_named_by_its_path_is_asked(tmp_path: Path) -> None:
+    spec = evolve(SPEC, hooks={"on_memory_limit": PolicyName(plugin(tmp_path, "own", DECIDES))})
+    asks = Engine(load([], {}, [spec]), HookCaller())
+    assert (await asks.decide(AT_LIMIT, view(spec))).by == "own"
+    assert not asks.wants("on_memory_limit", SPEC)
+
+
 async def test_a_policy_named_by_the_job_is_asked_alone(tmp_path: Path) -> None:
     good = plugin(tmp_path, "good", DECIDES)
     spec = evolve(SPEC, hooks={"on_memory_limit": PolicyName("grow-memory")})

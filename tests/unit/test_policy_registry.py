@@ -239,6 +239,19 @@ def test_a_policy_that_only_a_job_names_is_loaded_for_it_alone() -> None:
     assert lines[1].startswith('c.toml:jobs.sort.on_exit: no policy is called "x"')
 
 
+def test_a_job_may_name_a_policy_by_its_path(tmp_path: Path) -> None:
+    mine = plugin(tmp_path, "mine", ONE_HOOK)
+    job = evolve(SPEC, hooks={"on_exit": PolicyName(mine)})
+    (alone,) = load([], {}, [job])
+    assert (alone.name, alone.source, alone.general) == ("mine", mine, False)
+    (listed,) = load([mine], {}, [job])
+    assert listed.general
+    (tmp_path / "other").mkdir()
+    lines = complaints([plugin(tmp_path / "other", "mine", ONE_HOOK)], {}, [job], where=place)
+    assert len(lines) == 1
+    assert lines[0].startswith('c.toml:jobs.sort.on_exit: two policies are called "mine": ')
+
+
 def test_two_files_of_one_stem_in_two_loads_do_not_share_their_module(tmp_path: Path) -> None:
     first = load([plugin(tmp_path, "mine", "@hookimpl\ndef on_exit(): ...")])
     second = load([plugin(tmp_path, "mine", "@hookimpl\ndef on_start(): ...")])
