@@ -148,7 +148,13 @@ class _Plan:
         wanted = [(m.target, os.path.isdir(m.source)) for m in self.spec.mounts]
         wanted += [(tmpfs.target, True) for tmpfs in self.spec.tmpfs]
         wanted += [(top, True) for top in OWN]
-        return [(path, directory) for path, directory in wanted if not self._exists(path)]
+        return [
+            (self._real(path), directory) for path, directory in wanted if not self._exists(path)
+        ]
+
+    def _real(self, path: str) -> str:
+        """Where `path` of the job leads, the links of its root followed: /usr/lib/x for /lib/x."""
+        return "/" + os.path.relpath(resolve_in(self.base, path), self.base)
 
     def _exists(self, path: str) -> bool:
         """Whether it is there, or will be on a tmpfs of the job's own, where it is made."""
@@ -156,8 +162,8 @@ class _Plan:
 
     def _is_made(self, path: str) -> bool:
         tops = ("/tmp", "/run", *(tmpfs.target for tmpfs in self.spec.tmpfs))
-        real = "/" + os.path.relpath(resolve_in(self.base, path), self.base)
-        return any(inside(name, (top,)) and name != top for name in (path, real) for top in tops)
+        names = (path, self._real(path))
+        return any(inside(name, (top,)) and name != top for name in names for top in tops)
 
     def _needs_overlay(self) -> bool:
         return self.spec.write == "overlay" or bool(self.missing)
