@@ -63,6 +63,7 @@ def prepare_work(work: str) -> None:
         mounts.MakeNode(path=f"{work}/dev/{name}", major=major, minor=minor).execute(_NOTHING)
     for name, target in mounts.DEV_LINKS:
         os.symlink(target, f"{work}/dev/{name}")
+    syscalls.mount("/", f"{work}/host", None, constants.MS_BIND)
 
 
 _NOTHING = mounts.Context()

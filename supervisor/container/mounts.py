@@ -34,9 +34,9 @@ DEV_LINKS = (
 )
 """What is in a job's /dev, beside pts and shm: (name, major, minor), (name, target)."""
 
-WORK_DIRS = ("root", "empty", "dev", "dev/pts", "dev/shm")
-"""What is in the launcher's work directory: where a root is put together, what covers a directory
-that is to be hidden, and the skeleton of /dev."""
+WORK_DIRS = ("root", "host", "empty", "dev", "dev/pts", "dev/shm")
+"""What is in the launcher's work directory: where a root is put together, the host's / without what
+is mounted below it, what covers a directory that is to be hidden, and the skeleton of /dev."""
 
 
 class Context:

@@ -191,7 +191,7 @@ class _Plan:
         if self.layers.run_dir is None:
             self._own_layers(upper)
             self.add(mounts.MakeDir(path=work, mode=0o700))
-        self._overlay(f"lowerdir={self.base},upperdir={upper},workdir={work}")
+        self._overlay(f"lowerdir={self._lower()},upperdir={upper},workdir={work}")
 
     def _read_only_overlay(self, missing: list[tuple[str, bool]]) -> None:
         """The root, and below it a layer that has nothing but the mount points it lacks."""
@@ -202,7 +202,15 @@ class _Plan:
             self.add(
                 mounts.MakeDir(path=under, mode=0o755) if directory else mounts.MakeFile(path=under)
             )
-        self._overlay(f"lowerdir={self.base}:{skeleton}")
+        self._overlay(f"lowerdir={self._lower()}:{skeleton}")
+
+    def _lower(self) -> str:
+        """The root as a layer: in a user namespace / cannot be one, as mounts are locked on it.
+
+        overlayfs takes a private copy of the mount (EINVAL: fs/namespace.c, clone_private_mount).
+        """
+        bare = self.in_userns and self.facts.privileged and self.base == "/"
+        return f"{self.facts.work}/host" if bare else self.base
 
     def _own_layers(self, path: str) -> None:
         """A tmpfs of this job's alone, with `path` in it."""
