@@ -64,8 +64,10 @@ class Admission:
         """Wait until `demand` fits; `release` gives it back.  `number` is the job's in its file."""
         waiter = _Waiter(name, priority, number, demand, trio.Event())
         self._waiting[name] = waiter
-        self._admit()
         try:
+            # trio runs the jobs' tasks in no order: all that begin together are to be compared
+            await trio.lowlevel.checkpoint()
+            self._admit()
             await waiter.admitted.wait()
         except BaseException:
             self._waiting.pop(name, None)
