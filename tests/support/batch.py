@@ -7,7 +7,9 @@ found of it afterwards is its own, however many supervisors run on the host.
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
 import signal
 import subprocess
 import time
@@ -80,6 +82,31 @@ class Batch:
                 process.send_signal(signal.SIGINT)
             running.finish()
         self.assert_clean()
+
+    def fifo(self, name: str) -> Path:
+        """A pipe that jobs can say something through: see `sees` and `told`."""
+        path = self.directory / name
+        os.mkfifo(path, 0o666)
+        return path
+
+    @staticmethod
+    def sees(fifo: Path) -> str:
+        """A line of [defaults] that puts it at /tmp/ready in every job."""
+        return f'mounts = [{{ source = "{fifo}", target = "/tmp/ready", read_only = false }}]'
+
+    @staticmethod
+    def told(fifo: Path, lines: int) -> list[str]:
+        """Wait for so many lines (`echo x > /tmp/ready`); fails when they do not come."""
+        fd = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)  # with a writer of our own it has no end
+        data = b""
+        try:
+            while data.count(b"\n") < lines:
+                ready, _, _ = select.select([fd], [], [], PATIENCE)
+                assert ready, f"after {PATIENCE:g} s only {data!r} has come"
+                data += os.read(fd, 4096)
+        finally:
+            os.close(fd)
+        return data.decode().splitlines()
 
     def entries(self, event: str | None = None) -> list[Record]:
         """The event log, or its entries of one kind."""

@@ -92,7 +92,8 @@ def runtime_files() -> dict[str, str]:
     roots = {Path("/run/supervise"), Path("/var/lib/supervise")}
     if "XDG_RUNTIME_DIR" in os.environ:
         roots.add(Path(os.environ["XDG_RUNTIME_DIR"]) / "supervise")
-    paths = [p for root in roots if os.access(root, os.X_OK) for p in (root, *root.rglob("*"))]
+    # an empty root itself is a place that every instance shares, not a thing left behind
+    paths = [path for root in roots if os.access(root, os.X_OK) for path in root.rglob("*")]
     paths += Path(tempfile.gettempdir()).glob("*supervise*")
     return {str(path): str(path) for path in paths}
 
