@@ -111,6 +111,15 @@ class Reading:
     text: str
 
 
+@frozen
+class Rehearsed:
+    """What a run's start would do: each mkdir and write as a line, then what would be watched."""
+
+    entry: Entry
+    lines: tuple[str, ...]
+    notifications: tuple[Notification, ...]
+
+
 class JobCgroup(Protocol):
     """The cgroup of one run.  Every method may raise KernelError (ENOENT/ENODEV: it is gone)."""
 
@@ -215,11 +224,11 @@ class CgroupManager(Protocol):
 
     def rehearse(
         self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
-    ) -> tuple[Entry, tuple[str, ...]]:
+    ) -> Rehearsed:
         """What `create`, `apply` and, with `hold`, `hold_at_limit` would do; touches nothing.
 
-        The entry, and each mkdir and write in its order: "mkdir PATH", "write TEXT > PATH".
-        Raises LimitError and KernelError as these do.
+        The lines are "mkdir PATH" and "write TEXT > PATH", in order.  Raises LimitError and
+        KernelError as these do.
         """
 
     def leftovers(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from supervisor.cgroup.api import (
     Missing,
     Notification,
     Reading,
+    Rehearsed,
     Usage,
     Version,
 )
@@ -229,13 +230,13 @@ class FakeManager:
 
     def rehearse(
         self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
-    ) -> tuple[Entry, tuple[str, ...]]:
+    ) -> Rehearsed:
         job = FakeJob(self, run, kill_whole_on_oom)
         lines = [f"mkdir {_ROOT}/{run}", f"mkdir {job.entry.init_dir}", f"mkdir {job.path}"]
         lines += [f"write {one.text} > {one.path}" for one in job.apply(limits)]
         if hold:
             lines.append(f"write 1 > {job.path}/hold")
-        return job.entry, tuple(lines)
+        return Rehearsed(job.entry, tuple(lines), job.notifications)
 
     def leftovers(self) -> tuple[str, ...]:
         return tuple(self.left)

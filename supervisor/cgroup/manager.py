@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 
 from supervisor.cgroup import delegate, files, rehearsal, v1, v2
-from supervisor.cgroup.api import Entry, Missing, Version
+from supervisor.cgroup.api import Missing, Rehearsed, Version
 from supervisor.cgroup.detect import CONTROLLERS, Found, Hierarchy
 from supervisor.cgroup.job import Job
 from supervisor.cgroup.parts import LEAST_CPUS, block_device, rates
@@ -243,7 +243,7 @@ class Manager:
 
     def rehearse(
         self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
-    ) -> tuple[Entry, tuple[str, ...]]:
+    ) -> Rehearsed:
         with rehearsal.rehearse() as noted:
             # another manager: this one has its directories open, and must not believe in more
             job = Manager(self._instance, self._found).create(
@@ -252,7 +252,7 @@ class Manager:
             job.apply(limits)
             if hold:
                 job.hold_at_limit(True)
-            return job.entry, tuple(noted.lines)
+            return Rehearsed(job.entry, tuple(noted.lines), job.notifications)
 
     def _make(self, name: str) -> None:
         """The directories of a run in every hierarchy, or in none."""

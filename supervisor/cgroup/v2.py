@@ -53,7 +53,9 @@ class Memory:
         self._usage = f"{directory}/memory.current"
         self._peak = f"{directory}/memory.peak" if "memory.peak" in has else None
         self._all = f"{directory}/memory.events"
-        local = "memory.events.local" if "memory.events.local" in has else "memory.events"
+        # since kernel 5.2; what a cgroup has that is not made yet (a rehearsal) is not known
+        local = "memory.events.local"
+        local = local if local in has or not has else "memory.events"
         self._own = f"{directory}/{local}"
         self._above = [f"{above}/{local}" for above in ancestors]
         self._above_before = self._above_ooms()

@@ -6,6 +6,7 @@ May import: `errors`, `model`, `linux`, `cgroup.api`, the rest of `container`.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 
 from supervisor.cgroup.api import Entry
@@ -88,6 +89,7 @@ def describe(request: Request) -> Iterator[str]:
     if request.user_map:
         inside, outside, count = request.user_map
         yield f"write /proc/PID/uid_map, gid_map: {inside} {outside} {count}"
+        yield "init: setresgid 0, setresuid 0"
     for path in request.init_files:
         yield f"init: write 0 > {path}"
     if request.init_dir:
@@ -104,7 +106,7 @@ def _describe_rest(request: Request) -> Iterator[str]:
     if request.time_offset is not None:
         yield f"init: unshare CLONE_NEWTIME, offset {request.time_offset} s"
     into = f", CLONE_INTO_CGROUP {request.payload_dir}" if request.payload_dir else ""
-    yield f"init: clone3 the payload{into}"
+    yield f"init: PR_SET_DUMPABLE 0, clone3 the payload{into}"
     for path in request.payload_files:
         yield f"payload: write 0 > {path}"
     yield "payload: unshare CLONE_NEWCGROUP, setsid, close all but 0 1 2"
@@ -112,7 +114,11 @@ def _describe_rest(request: Request) -> Iterator[str]:
         yield f"payload: setrlimit NOFILE {request.open_files}"
     if request.drop_capabilities:
         yield f"payload: drop {len(request.drop_capabilities)} capabilities (bounding set)"
-    groups = ",".join(map(str, request.groups))
-    yield f"payload: setgroups {groups}, setresgid {request.gid}, setresuid {request.uid}"
+    if request.user_map is None or request.user_map[2] > 1:
+        yield "payload: setgroups " + ",".join(map(str, request.groups))
+    yield f"payload: setresgid {request.gid}, setresuid {request.uid}"
     yield f"payload: PR_SET_NO_NEW_PRIVS, chdir {request.working_dir}"
-    yield "payload: execve " + " ".join(os.fsdecode(word) for word in request.argv)
+    argv = shlex.join(os.fsdecode(word) for word in request.argv)
+    yield "payload: execve " + argv.replace("\n", "⏎")
+    if b"/" not in request.argv[0]:
+        yield "payload: (found along " + ":".join(map(os.fsdecode, request.search)) + ")"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from supervisor.container.protocol import Request
 
 _FD_SIZE = 4
+WORK_OPTIONS = "mode=700,size=1M"
+"""Of the tmpfs at WORK."""
 
 
 def main() -> None:
@@ -56,14 +58,22 @@ def prepare_work(work: str) -> None:
     """The mount namespace and the tmpfs described above; raises KernelError."""
     syscalls.unshare(constants.CLONE_NEWNS)
     syscalls.mount(None, "/", None, constants.MS_REC | constants.MS_SLAVE)
-    syscalls.mount("supervise", work, "tmpfs", constants.MS_NOSUID, "mode=700,size=1M")
-    for name in mounts.WORK_DIRS:
-        os.mkdir(f"{work}/{name}", 0o755)
-    for name, major, minor in mounts.DEV_NODES:
-        mounts.MakeNode(path=f"{work}/dev/{name}", major=major, minor=minor).execute(_NOTHING)
-    for name, target in mounts.DEV_LINKS:
-        os.symlink(target, f"{work}/dev/{name}")
+    syscalls.mount("supervise", work, "tmpfs", constants.MS_NOSUID, WORK_OPTIONS)
+    for operation in skeleton(work):
+        operation.execute(_NOTHING)
     syscalls.mount("/", f"{work}/host", None, constants.MS_BIND)
+
+
+def skeleton(work: str) -> list[mounts.Operation]:
+    """What is in WORK from the start."""
+    found: list[mounts.Operation] = []
+    for name in mounts.WORK_DIRS:
+        found.append(mounts.MakeDir(path=f"{work}/{name}", mode=0o755))
+    for name, major, minor in mounts.DEV_NODES:
+        found.append(mounts.MakeNode(path=f"{work}/dev/{name}", major=major, minor=minor))
+    for name, target in mounts.DEV_LINKS:
+        found.append(mounts.Symlink(target=target, path=f"{work}/dev/{name}"))
+    return found
 
 
 _NOTHING = mounts.Context()

@@ -1,52 +1,172 @@
 """`supervise plan`: what a start would do, from the same values that do it.
 
+The cgroup's lines are a rehearsal of the code that makes it; the container's are the very request
+that the launcher would get.  Nothing is started, made or written, and it takes no privilege: what
+this user or this host lacks is told first, and the rest is as it would be with it.
+
 May import: everything.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from supervisor.cgroup.api import CgroupManager
+import trio
+from attrs import evolve, frozen
+
+from supervisor.cgroup.api import CgroupManager, Notification, Rehearsed
 from supervisor.cgroup.detect import detect
 from supervisor.container import build, host
+from supervisor.container.launcher import WORK_OPTIONS, skeleton
 from supervisor.container.rootfs import Layers
-from supervisor.errors import ConfigError
+from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
 from supervisor.front import config as configuration
 from supervisor.front.up import settings_of
+from supervisor.linux import caps
 from supervisor.model.job import JobSpec
+from supervisor.model.limits import Limits
+from supervisor.policy import registry
+from supervisor.policy.engine import Engine
+from supervisor.record.runs import StateDir, safe_name
 from supervisor.supervise import storage
+from supervisor.supervise.actions import lifted
+from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.instance import Settings
+from supervisor.supervise.run import refusals
 
 
 def plan(path: Path, wanted: str | None) -> Iterator[str]:
-    """The lines for the jobs of the file at `path`, or for one.  Raises ConfigError."""
+    """The lines for the jobs of the file at `path`, or for one (a group's name: its members).
+
+    Raises ConfigError, and KernelError where /proc cannot be read.
+    """
     config = configuration.load(path)
-    names = {job.name for job in config.jobs}
-    if wanted is not None and wanted not in names:
-        raise ConfigError([f"{path}: no job {wanted!r}; there are: {', '.join(sorted(names))}"])
+    policies = registry.load(
+        config.supervisor.plugins, config.policies, config.jobs, where=config.where
+    )
+    jobs = [job for job in config.jobs if wanted in (None, job.name, job.group)]
+    if not jobs:
+        names = ", ".join(job.name for job in config.jobs)
+        raise ConfigError([f'{path}: no job is called "{wanted}"; there are: {names}'])
     settings = settings_of(config)
+    assert settings.state is not None
     manager = detect(settings.name, settings.cgroup_parent)
-    yield from (f"# {line}" for line in manager.describe())
     facts = host.look(str(settings.runtime / "work"))
-    for job in config.jobs:
-        if wanted in (None, job.name):
-            yield ""
-            yield f"{job.name}:"
-            yield from (f"  {line}" for line in _job(job, settings, manager, facts))
+    planner = _Planner(settings, settings.state, manager, facts, Engine(policies, HookCaller()))
+    yield from planner.instance()
+    for job in jobs:
+        yield ""
+        yield f"{job.name}:"
+        yield from (line if line.startswith("#") else f"  {line}" for line in planner.job(job))
 
 
-def _job(
-    spec: JobSpec, settings: Settings, manager: CgroupManager, facts: host.Facts
-) -> Iterator[str]:
-    """One start: the run's directories, its cgroup, then what the launcher carries out."""
-    state = settings.state
-    assert state is not None
-    run = f"RUN-{spec.name}"
-    yield f"mkdir {state.runs / run}, write spec.json, set {storage.RECORD_SIZE} bytes aside"
-    yield f"open {state.log(spec.name, run, 'out')} and .err to append"
-    entry, lines = manager.rehearse(run, spec.limits)
-    yield from lines
-    layers = Layers(str(state.runs / run) if spec.write == "overlay" else None)
-    yield from build.describe(build.request(spec, run, entry, facts, layers))
+@frozen
+class _Planner:
+    """What every job's plan needs."""
+
+    settings: Settings
+    state: StateDir
+    manager: CgroupManager
+    facts: host.Facts
+    engine: Engine
+
+    def instance(self) -> Iterator[str]:
+        """What is done once, before the first job."""
+        yield from (f"# {line}" for line in self.manager.describe())
+        yield ""
+        yield f"{self.settings.name} (the instance):"
+        yield f"  mkdir -p {self.state.root} {self.state.runs} {self.state.logs}"
+        yield f"  open {self.state.events} to append"
+        yield f"  mkdir -p -m 0711 {self.settings.runtime}"
+        yield f"  lock {self.settings.runtime}/lock"
+        bare = self.manager.rehearse("RUN", Limits(), kill_whole_on_oom=False)
+        yield from (f"  {line}" for line in bare.lines[: _until_run(bare, "RUN")])
+        yield f"  mkdir -m 0711 {self.facts.work}"
+        yield from (f"  launcher: {line}" for line in self._launcher())
+
+    def _launcher(self) -> Iterator[str]:
+        if os.geteuid() != 0:
+            return
+        work = self.facts.work
+        yield "unshare CLONE_NEWNS, mount --make-rslave /"
+        yield f"mount -t tmpfs -o nosuid,{WORK_OPTIONS} supervise {work}"
+        yield from (operation.describe() for operation in skeleton(work))
+        yield f"drop {len(caps.beyond_default())} capabilities (bounding set)"
+
+    def job(self, spec: JobSpec) -> Iterator[str]:
+        """One start: what is lacking, the run's directories, its cgroup, then its container."""
+        run = f"RUN-{safe_name(spec.name)}"
+        prepared = trio.run(self.engine.prepare, spec)
+        for answer in prepared.answers:
+            told = answer.error or answer.verdict
+            if told:
+                yield f"# policy {answer.policy} at prepare: {told}"
+        missing = self.manager.missing(spec.limits)
+        yield from (f"# lacking: {line}" for line in refusals(missing))
+        limits = spec.limits
+        for one in missing:
+            limits = lifted(limits, one.limit)
+        spec = evolve(prepared.spec, limits=limits)
+        wants = self.engine.wants("on_memory_limit", spec)
+        hold = limits.memory is not None and wants
+        try:
+            rehearsed = self.manager.rehearse(
+                run, limits, kill_whole_on_oom=spec.oom == "kill", hold=hold
+            )
+        except (LimitError, KernelError) as error:
+            yield f"# lacking: {error}"
+            return
+        yield from self._container_lacks(spec, run, rehearsed)
+        yield from self._directories(spec, run)
+        yield from rehearsed.lines[_until_run(rehearsed, run) :]
+        yield from map(_watch, rehearsed.notifications)
+        yield from self._container(spec, run, rehearsed)
+
+    def _directories(self, spec: JobSpec, run: str) -> Iterator[str]:
+        directory = self.state.runs / run
+        yield f"mkdir {directory}"
+        yield f"write the job > {self.state.spec(run)}"
+        for stream in ("out", "err"):
+            yield f"open {self.state.log(spec.name, run, stream)} to append"
+        yield f"fallocate {storage.RECORD_SIZE} bytes of {self.state.exit(run)}"
+        base = storage.layer_base(spec, directory)
+        if base is not None:
+            yield f"mkdir {base}/upper {base}/work"
+
+    def _request(self, spec: JobSpec, run: str, told: Rehearsed, facts: host.Facts) -> list[str]:
+        base = storage.layer_base(spec, self.state.runs / run)
+        layers = Layers(str(base) if base else None)
+        return list(build.describe(build.request(spec, run, told.entry, facts, layers)))
+
+    def _container_lacks(self, spec: JobSpec, run: str, told: Rehearsed) -> Iterator[str]:
+        try:
+            self._request(spec, run, told, self.facts)
+        except SpawnError as error:
+            yield f"# lacking: {error}"
+
+    def _container(self, spec: JobSpec, run: str, told: Rehearsed) -> Iterator[str]:
+        """As it is, or as it would be with the privilege that is lacking; else nothing."""
+        for facts in (self.facts, evolve(self.facts, privileged=True)):
+            try:
+                yield from self._request(spec, run, told, facts)
+            except SpawnError:  # `_container_lacks` has told of it
+                continue
+            return
+
+
+def _until_run(told: Rehearsed, run: str) -> int:
+    """How many of the lines are the instance's own: those before the run's first directory."""
+    mine = (n for n, line in enumerate(told.lines) if line.endswith(f"/{run}"))
+    return next(mine, len(told.lines))
+
+
+def _watch(note: Notification) -> str:
+    match note.kind:
+        case "inotify":
+            return f"inotify IN_MODIFY {note.path}"
+        case "eventfd":
+            return f"write EVENTFD FD > {note.control}, FD open on {note.path}"
+        case "kmsg":
+            return f"watch /dev/kmsg for {note.path}"

@@ -28,6 +28,7 @@ from supervisor.model.action import (
     Thaw,
 )
 from supervisor.model.event import HOOK_OF, Event, MemoryLimit, Timeout
+from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, Reason, iso
 from supervisor.model.state import State
 from supervisor.policy.engine import Decision
@@ -133,5 +134,10 @@ def _let_go(run: Run) -> None:
 
 def without(run: Run, limit: str) -> None:
     """Take a limit that cannot be enforced out of those in force."""
+    run.limits = lifted(run.limits, limit)
+
+
+def lifted(limits: Limits, limit: str) -> Limits:
+    """`limits` without one of them, given by its configuration key."""
     nothing: Any = () if limit == "io" else None
-    run.limits = evolve(run.limits, **{limit: nothing})
+    return evolve(limits, **{limit: nothing})

@@ -65,9 +65,9 @@ class Storage:
 
     def _layers(self, scratch: Path | None) -> Layers:
         """Directories for the overlay's upper, or a tmpfs where they cannot be had."""
-        base = scratch if self._state is None else self._state.runs / self._run
-        in_userns = self._spec.user_namespace.kind != "host"
-        if self._spec.write != "overlay" or base is None or in_userns or on_overlay(str(base)):
+        own = scratch if self._state is None else self._state.runs / self._run
+        base = layer_base(self._spec, own)
+        if base is None:
             return Layers(None)
         for name in ("upper", "work"):
             (base / name).mkdir(mode=0o755, parents=True)
@@ -90,6 +90,14 @@ class Storage:
         for fd in self._owned:
             os.close(fd)
         self._owned.clear()
+
+
+def layer_base(spec: JobSpec, own: Path | None) -> Path | None:
+    """Whether a run's writable layer lies in `own`, its directory; None: it is a tmpfs, or none."""
+    in_userns = spec.user_namespace.kind != "host"
+    if spec.write != "overlay" or own is None or in_userns or on_overlay(str(own)):
+        return None
+    return own
 
 
 def _name(error: OSError) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.cgroup import files, parts, rehearsal
+from supervisor.cgroup.api import Entry
 from supervisor.cgroup.detect import detect
 from supervisor.cgroup.fake import FakeManager
 from supervisor.cgroup.manager import Manager
@@ -67,19 +68,19 @@ def really(manager: Manager, limits: Limits, *, hold: bool, whole: bool) -> list
 def test_the_plan_is_what_a_start_does(tree: Hierarchies, limits: Limits, hold: bool) -> None:
     before = contents(tree)
     found = manager(tree)
-    entry, lines = found.rehearse("run", limits, kill_whole_on_oom=hold, hold=hold)
+    told = found.rehearse("run", limits, kill_whole_on_oom=hold, hold=hold)
     assert contents(tree) == before and found.leftovers() == ()
-    assert really(found, limits, hold=hold, whole=hold) == list(lines)
+    assert really(found, limits, hold=hold, whole=hold) == list(told.lines)
     job = manager(tree).create("run")
     job.apply(limits)
-    assert job.entry == entry
-    assert f"mkdir {job.path}" in lines
+    assert (job.entry, job.notifications) == (told.entry, told.notifications)
+    assert f"mkdir {job.path}" in told.lines
 
 
 def test_the_second_start_makes_only_what_is_lacking(tree: Hierarchies) -> None:
     found = manager(tree)
     found.create("first").apply(LIMITS)
-    _, lines = found.rehearse("run", LIMITS)
+    lines = found.rehearse("run", LIMITS).lines
     assert really(manager(tree), LIMITS, hold=False, whole=True) == list(lines)
     assert not any(line.endswith("/supervise.test") for line in lines)
 
@@ -87,9 +88,10 @@ def test_the_second_start_makes_only_what_is_lacking(tree: Hierarchies) -> None:
 def test_prepared_directories_are_not_taken(tree: Hierarchies) -> None:
     found = manager(tree)
     found.prepare(1)
-    entry, lines = found.rehearse("run", Limits(pids=1))
-    assert entry.payload_dir is None or entry.payload_dir.endswith("/run/payload")
-    assert any(line.startswith("mkdir ") and line.endswith("/run/payload") for line in lines)
+    told = found.rehearse("run", Limits(pids=1))
+    directory = told.entry.payload_dir
+    assert directory is None or directory.endswith("/run/payload")
+    assert any(line.startswith("mkdir ") and line.endswith("/run/payload") for line in told.lines)
     assert found.create("run").name.startswith("run.")
 
 
@@ -98,7 +100,7 @@ def test_our_own_step_down_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tree.install(monkeypatch)
     own = f"{tree.v2}/own"
     tree.enter(own, os.getpid())
-    _, lines = manager(tree).rehearse("run", LIMITS)
+    lines = manager(tree).rehearse("run", LIMITS).lines
     assert lines[:2] == (
         f"mkdir {own}/supervise.test.self",
         f"write {os.getpid()} > {own}/supervise.test.self/cgroup.procs",
@@ -121,20 +123,20 @@ def test_a_host_without_cgroups_has_nothing_to_tell(
 ) -> None:
     tree = Hierarchies(tmp_path, v1=(), v2=None)
     tree.install(monkeypatch)
-    entry, lines = manager(tree).rehearse("run", Limits())
-    assert lines == () and entry.payload_files == () and entry.payload_dir is None
+    told = manager(tree).rehearse("run", Limits())
+    assert told.lines == () and told.entry == Entry()
     with pytest.raises(LimitError, match="memory"):
         manager(tree).rehearse("run", Limits(memory=MIB))
 
 
 def test_the_fake_tells_too() -> None:
     fake = FakeManager()
-    entry, lines = fake.rehearse("run", Limits(memory=MIB), hold=True)
-    assert lines[-2:] == (
+    told = fake.rehearse("run", Limits(memory=MIB), hold=True)
+    assert told.lines[-2:] == (
         f"write {MIB} > /fake/run/payload/memory",
         "write 1 > /fake/run/payload/hold",
     )
-    assert entry == fake.create("run").entry
+    assert told.entry == fake.create("run").entry
 
 
 def test_only_the_rehearsing_thread_is_held_back(tmp_path: Path) -> None:
