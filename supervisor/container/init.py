@@ -50,6 +50,7 @@ class Descriptors:
 def run(request: Request, cgroup: child.PayloadCgroup, fds: Descriptors) -> NoReturn:
     """Start the payload, be its init, and end this process.  StageError: it never started."""
     started = time.time()
+    _set_apart(request)
     syscalls.prctl(constants.PR_SET_DUMPABLE, 0)
     payload = start_payload(request, cgroup, fds)
     status = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fds.status)
@@ -61,6 +62,16 @@ def run(request: Request, cgroup: child.PayloadCgroup, fds: Descriptors) -> NoRe
     code, usage = _serve(payload)
     _write_record(fds.record, code, usage, started)
     os._exit(0)
+
+
+def _set_apart(request: Request) -> None:
+    """A saved group of its own: prlimit(2) is for processes whose ids are all the same as ours.
+
+    A payload that runs as root could else forbid its init to write the exit record (RLIMIT_FSIZE).
+    A user namespace with one id has no other.
+    """
+    if request.user_map is None or request.user_map[2] > 1:
+        os.setresgid(-1, -1, 1)
 
 
 def start_payload(request: Request, cgroup: child.PayloadCgroup, fds: Descriptors) -> int:

@@ -277,8 +277,9 @@ def test_missing_targets_on_a_read_only_root(tmp_state: State, tmp_path, userns)
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory/in").touch()
     (tmp_path / "file").write_text("content")
+    script = "ls /new/deep; cat /new/file /lib/supervise-new; ls -d /etc/passwd"
     job = {
-        "command": ["sh", "-c", "ls /new/deep; cat /new/file /lib/supervise-new; ls -d /etc/passwd"],
+        "command": ["sh", "-c", script],
         "mounts": [
             {"source": tmp_path / "directory", "target": "/new/deep"},
             {"source": tmp_path / "file", "target": "/new/file"},
