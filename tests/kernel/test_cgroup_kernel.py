@@ -21,7 +21,7 @@ from supervisor.cgroup.api import JobCgroup
 from supervisor.cgroup.manager import Manager
 from supervisor.errors import KernelError, LimitError
 from supervisor.model.limits import IoLimit, Limits
-from tests.support import cgroups
+from tests.support import cgroups, host
 from tests.support.cgroups import end, line, noted, python, start
 
 pytestmark = pytest.mark.kernel
@@ -501,6 +501,38 @@ def test_an_impossible_limit_is_refused_by_name(manager: Manager) -> None:
         job.apply(Limits(cpus=0.0001))
     with pytest.raises(LimitError, match="io"):
         job.apply(Limits(io=(IoLimit("/proc", read_bps=MIB),)))
+
+
+DISK = "/dev/vda"
+READ = """
+import mmap, os, time
+disk = os.open({disk!r}, os.O_RDONLY | os.O_DIRECT)
+buffer = mmap.mmap(-1, 65536)
+began = time.monotonic()
+for _ in range({count}):
+    assert os.readv(disk, [buffer]) == 65536
+print(time.monotonic() - began, flush=True)
+"""
+
+
+@pytest.mark.v2
+def test_a_disk_is_really_throttled(manager: Manager) -> None:
+    if not (host.in_guest() and os.path.exists(DISK)):
+        pytest.skip("needs the guest's spare disk (tests.vm --disk)")
+    free, slow = manager.create("free"), manager.create("slow")
+    limits = Limits(io=(IoLimit(DISK, read_bps=MIB, write_iops=7),))
+    assert manager.missing(limits) == ()
+    (reading,) = slow.apply(limits)
+    assert f"rbps={MIB} wbps=max riops=max wiops=7" in reading.text
+    seconds = {}
+    for job in (free, slow):
+        process = python(job, READ.format(disk=DISK, count=48))
+        seconds[job.name] = float(line(process))
+        assert end(process) == 0
+        assert job.usage().read_bytes == 3 * MIB
+    # three seconds' worth, less what the kernel lets through at once
+    assert seconds["slow"] > 1.5
+    assert seconds["slow"] > 2 * seconds["free"]
 
 
 SUPERVISOR = """
