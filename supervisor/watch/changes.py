@@ -5,7 +5,7 @@ May import: `model`, `cgroup.api`, attrs.
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from supervisor.cgroup.api import Counters
 from supervisor.model.event import Event, OomKill, PidsLimit, Populated
@@ -40,6 +40,10 @@ class Known:
         """
         hits = now.counters.limit_hits if told or (now.alarmed and not held) else self.hits
         return Known(now.counters, now.populated, hits)
+
+    def rearmed(self) -> Known:
+        """After a change of the limit: whoever sleeps there, sleeps there anew."""
+        return evolve(self, counters=evolve(self.counters, under_oom=False), hits=0)
 
 
 def limit_reached(known: Known, now: Reading, *, held: bool) -> bool:

@@ -7,11 +7,13 @@ says when to look; only after trouble has been announced does it look again by t
 from __future__ import annotations
 
 import errno
+import mmap
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
+from attrs import evolve
 
 from supervisor.cgroup.api import JobCgroup
 from supervisor.errors import KernelError
@@ -34,6 +36,9 @@ OOM_DELAYS = tuple(0.001 * 2**n for n in range(10))
 
 PIDS_DELAYS = tuple(min(0.05 * 2**n, 5.0) for n in range(8))
 """Seconds; the last one is repeated while the job lives: v1 tells of the first refusal only."""
+
+NEAR = 8
+"""A job uses this fraction less than its limit, or more, when it sleeps there."""
 
 _GONE = (errno.ENOENT, errno.ENODEV)
 
@@ -88,9 +93,17 @@ class Subscription:
         return self._oom_watch is not None
 
     def update(self, limits: Limits, *, held: bool) -> None:
-        """The limits have changed, or whether tasks are held at the one of memory."""
+        """The limits have changed, or whether tasks are held at the one of memory.
+
+        What was told of the old memory limit says nothing of a new one: it can be reached at once,
+        before anybody has looked, or be slept at although there is room (`_rouse`).
+        """
+        raised = held and limits.memory != self._limits.memory
         self._limits = limits
         self._held = held
+        if raised and not self._gone:
+            self._known = self._known.rearmed()
+            self._watch_oom()
 
     def alarm(self) -> None:
         """v1's memory alarm went off."""
@@ -99,10 +112,12 @@ class Subscription:
 
     def recheck(self) -> None:
         """Read the counters and send what has changed.  Never blocks, never raises."""
-        if self._gone:
-            return
+        if not self._gone:
+            self._try(self._check)
+
+    def _try(self, act: Callable[[], None]) -> None:
         try:
-            self._check()
+            act()
         except KernelError as error:
             self._failed(error)
 
@@ -117,6 +132,8 @@ class Subscription:
 
     def _check(self) -> None:
         now = self._read()
+        if self._asleep_below(now):
+            now = evolve(now, counters=evolve(now.counters, under_oom=False))
         frozen = False
         if wire_crossed(self._known, now, held=self._held):
             now = self._freeze()
@@ -133,6 +150,29 @@ class Subscription:
             self._watch_oom()
         if now.counters.refused and not self._tells_refusals and self._pids_watch is None:
             self._watch_refusals()
+
+    def _asleep_below(self, now: Reading) -> bool:
+        """Whether tasks of v1 are said to sleep at a limit that has been raised above them.
+
+        They are about to wake; one that went to sleep in the middle of the raise is not, see
+        `_rouse`.
+        """
+        limit = self._limits.memory
+        if not self._held or limit is None or not now.counters.under_oom:
+            return False
+        usage = self._cgroup.usage().memory
+        return now.counters.oom is None and usage is not None and usage < limit - limit // NEAR
+
+    def _rouse(self) -> None:
+        """Wake who sleeps below the limit: the kernel does it for whoever raises it, by a page.
+
+        A task that failed to be charged just before a raise and sleeps just after it would never
+        hear of it (mem_cgroup_oom_synchronize, mm/memcontrol-v1.c).
+        """
+        limit = self._limits.memory
+        if limit is not None and self._asleep_below(self._read()):
+            self._cgroup.change("memory", limit + mmap.PAGESIZE)
+            self._cgroup.change("memory", limit)
 
     def _read(self) -> Reading:
         """The kernel sets off the alarm before it kills.
@@ -220,6 +260,8 @@ class Subscription:
                 now = self._known.counters
                 if self._gone or now.oom_kills > kills or (self._held and now.under_oom):
                     break
+            else:
+                self._try(self._rouse)
         if self._oom_watch is scope:
             self._oom_watch = None
 
