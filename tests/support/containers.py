@@ -140,17 +140,21 @@ def own_state(base: Path) -> Iterator[State]:
 
 
 def within(
-    where: State, wrapper: Sequence[str], *arguments: str | Path, **options: Any
+    where: State,
+    wrapper: Sequence[str],
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> subprocess.Popen[str]:
     """`WRAPPER supervise ARGUMENTS`, started: a shell, `unshare` or the like around the command."""
-    environment = {**os.environ, **where.environment, "PYTHONPATH": str(ROOT)}
+    own = {**os.environ, **where.environment, "PYTHONPATH": str(ROOT), **(environment or {})}
     argv = [*wrapper, sys.executable, "-m", "supervisor", *map(str, arguments)]
     streams: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
     }
-    return subprocess.Popen(argv, env=environment, text=True, **(streams | options))
+    return subprocess.Popen(argv, env=own, text=True, **(streams | options))
 
 
 def after(where: State, wrapper: Sequence[str], *arguments: str | Path, **options: Any) -> Done:
