@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import supervisor
+from supervisor import __version__
 from supervisor.errors import ConfigError, SupervisorError
 
 USAGE, FAILED, INTERRUPTED = 2, 125, 130
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=raw,
     )
-    top.add_argument("--version", action="version", version=f"supervise {supervisor.__version__}")
+    top.add_argument("--version", action="version", version=f"supervise {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True, title="verbs")
     for name, (help_text, configure) in VERBS.items():
         verb = verbs.add_parser(name, help=help_text, description=help_text, formatter_class=raw)
