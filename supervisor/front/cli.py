@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from supervisor import __version__
@@ -54,10 +55,14 @@ loopback, and no variable of yours but TERM.  A bad end is explained on stderr.
 def command(argv: Sequence[str]) -> int:
     """Run the command; its exit status.  Everything that can go wrong becomes one message."""
     arguments = list(argv)
-    if arguments and arguments[0] not in VERBS and not arguments[0].startswith("-"):
-        arguments.insert(0, "up")
+    if not arguments:
+        parser().print_help(sys.stderr)
+        return USAGE
     try:
         refuse_name_clash()
+        if arguments[0] not in VERBS and not arguments[0].startswith("-"):
+            refuse_mistyped_verb(arguments[0])
+            arguments.insert(0, "up")
         args = parser().parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = args.verb
         return run(args)
@@ -85,9 +90,31 @@ def refuse_name_clash() -> None:
         raise SupervisorError(clash)
 
 
+def refuse_mistyped_verb(word: str) -> None:
+    """What is no file, and has no dot or slash as files' names have, was meant to be a verb."""
+    if not os.path.exists(word) and "." not in word and "/" not in word:
+        near = get_close_matches(word, VERBS, 1)
+        meant = f'; did you mean "{near[0]}"?' if near else f"; verbs are {', '.join(VERBS)}"
+        raise ConfigError([f"{word}: neither a verb nor a file{meant}"])
+
+
+class Parser(argparse.ArgumentParser):
+    """With the nearest flag for one that does not exist, and this verb's usage beside it."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"{rest[0]}: no such flag{self._nearest(rest[0])}")
+        return found, rest
+
+    def _nearest(self, flag: str) -> str:
+        near = get_close_matches(flag.partition("=")[0], self._option_string_actions, 1)
+        return f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
+
+
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="supervise",
         usage="supervise CONFIG | supervise VERB ...",
         description=DESCRIPTION,
@@ -95,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     top.add_argument("--version", action="version", version=f"supervise {__version__}")
-    verbs = top.add_subparsers(metavar="VERB", required=True, title="verbs")
+    verbs = top.add_subparsers(metavar="VERB", required=True, title="verbs", prog="supervise")
     for name, (help_text, configure) in VERBS.items():
         verb = verbs.add_parser(name, help=help_text, description=help_text, formatter_class=raw)
         configure(verb)

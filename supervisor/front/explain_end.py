@@ -30,7 +30,7 @@ def explain(record: RunRecord) -> list[str]:
     told = [f"{record.reason}: {what}"]
     if record.detail and record.detail not in what:
         told.append(f"  {record.detail}")
-    if record.decided_by:
+    if record.decided_by not in ("", "configuration"):
         told.append(f"  decided by {record.decided_by}")
     evidence = record.evidence if record.reason in BY_COUNTER else ()
     told += [f"  read {item.source}: {item.what}" for item in evidence[:MOST_EVIDENCE]]

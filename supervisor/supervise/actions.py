@@ -50,7 +50,7 @@ def perform(run: Run, event: Event, decision: Decision) -> None:
         return
     if isinstance(event, Timeout):
         reason = Reason.TIMEOUT if event.kind == "wall" else Reason.CPU_TIMEOUT
-        run.stop(reason, decision.by or "configuration", f"after {event.limit:g} s")
+        run.stop(reason, decision.by or "configuration")
     elif isinstance(event, MemoryLimit) and event.held:
         _let_go(run)
 
