@@ -117,16 +117,32 @@ def look(work: str) -> Facts:
 
 def split(mounts: list[proc.Mount]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The mount points a host root shows (shallow first), and those it must not."""
-    real: dict[str, None] = {}
-    pseudo: dict[str, None] = {}
-    for mount in mounts:
-        point = mount.mount_point
-        if point == "/" or inside(point, OWN):
-            continue
-        kind = pseudo if mount.fstype in PSEUDO else real
-        kind[point] = None
-        (real if kind is pseudo else pseudo).pop(point, None)  # a later mount hides an earlier
+    real: set[str] = set()
+    pseudo: set[str] = set()
+    for mount in visible(mounts):
+        if mount.mount_point != "/" and not inside(mount.mount_point, OWN):
+            (pseudo if mount.fstype in PSEUDO else real).add(mount.mount_point)
     return tuple(sorted(real)), tuple(sorted(pseudo))
+
+
+def visible(mounts: list[proc.Mount]) -> list[proc.Mount]:
+    """Those that a path leads to: others lie below something that was mounted over them later."""
+    by_id = {mount.id: mount for mount in mounts}
+    on: dict[int, list[str]] = {}
+    for mount in mounts:
+        on.setdefault(mount.parent, []).append(mount.mount_point)
+
+    def hidden(mount: proc.Mount) -> bool:
+        if mount.mount_point in on.get(mount.id, ()):
+            return True
+        while (below := by_id.get(mount.parent)) is not None and below is not mount:
+            point = mount.mount_point
+            if any(other != point and inside(point, (other,)) for other in on[below.id]):
+                return True
+            mount = below
+        return False
+
+    return [mount for mount in mounts if not hidden(mount)]
 
 
 def inside(path: str, tops: tuple[str, ...]) -> bool:

@@ -37,7 +37,7 @@ def look_up(root: str, user: str | None, group: str | None) -> Identity:
     """
     wanted = user or "0"
     entry = _find(root, wanted)
-    if entry is None and not wanted.isdigit():
+    if entry is None and not _is_id(wanted):
         raise SpawnError(
             "user",
             0,
@@ -50,19 +50,25 @@ def look_up(root: str, user: str | None, group: str | None) -> Identity:
     return Identity(int(uid), number, _supplementary(root, name, number), home or "/", name)
 
 
+def _is_id(text: str) -> bool:
+    """Whether it is a uid_t: ASCII digits, and not -1, which setresuid(2) takes for "leave it"."""
+    digits = text.isascii() and text.isdigit() and len(text) <= 10
+    return digits and int(text) < 2**32 - 1
+
+
 def _find(root: str, wanted: str) -> tuple[str, ...] | None:
-    column = 2 if wanted.isdigit() else 0
+    column = 2 if _is_id(wanted) else 0
     for fields in _lines(root, "etc/passwd", 7):
-        if fields[column] == wanted and fields[2].isdigit() and fields[3].isdigit():
+        if fields[column] == wanted and _is_id(fields[2]) and _is_id(fields[3]):
             return fields
     return None
 
 
 def _group(root: str, wanted: str) -> int:
-    if wanted.isdigit():
+    if _is_id(wanted):
         return int(wanted)
     for fields in _lines(root, "etc/group", 4):
-        if fields[0] == wanted and fields[2].isdigit():
+        if fields[0] == wanted and _is_id(fields[2]):
             return int(fields[2])
     raise SpawnError("user", 0, _path(root, "etc/group"), f'no group "{wanted}"')
 
@@ -73,7 +79,7 @@ def _supplementary(root: str, name: str, primary: int) -> tuple[int, ...]:
     found = [
         int(fields[2])
         for fields in _lines(root, "etc/group", 4)
-        if name in fields[3].split(",") and fields[2].isdigit()
+        if name in fields[3].split(",") and _is_id(fields[2])
     ]
     return tuple(dict.fromkeys([primary, *found]))
 

@@ -136,6 +136,14 @@ def test_other_file_systems_of_the_host_are_seen_and_read_only(tmp_state: State,
     assert done.stderr.count("Read-only file system") == 2
 
 
+def test_a_file_system_that_is_mounted_over_hinders_no_start(tmp_state: State):
+    """Its mount is still listed, but no path leads there."""
+    below = "mount -t tmpfs none /srv; mkdir /srv/sub; mount -t tmpfs none /srv/sub; "
+    outside = private_mounts(below + "mount -t tmpfs none /srv; echo there >/srv/file")
+    done = after(tmp_state, outside, "run", "--", "ls", "/srv")
+    assert (done.status, done.stdout) == (0, "file\n"), done.stderr
+
+
 def test_what_the_host_mounted_on_its_kernel_places_stays_out(tmp_state: State):
     """No cgroup, proc or debugfs of the host's, wherever it is mounted."""
     outside = private_mounts("mount -t proc none /srv; mount -t tmpfs none /run; touch /run/host")

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from supervisor.linux import caps, proc
-from tests.support.command import Supervise
+from tests.support.command import State, Supervise
 from tests.support.containers import Ended, after, own_state, python, run_jobs
 
 pytestmark = pytest.mark.kernel
 
 NEW = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
-KINDS = (*NEW, "user", "time")
+HAS_TIME = Path("/proc/self/ns/time").exists()
+KINDS = (*NEW, "user", *(("time",) if HAS_TIME else ()))
 OUTSIDE = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in KINDS}
 
 DEV = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9),
@@ -40,10 +41,9 @@ def look():
         with open(path) as file:
             return file.read()
 
-    kinds = ("cgroup", "ipc", "mnt", "net", "pid", "uts", "user", "time")
     status = dict(line.split(":\t", 1) for line in text("/proc/self/status").splitlines())
     return {
-        "ns": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in kinds},
+        "ns": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in os.listdir("/proc/self/ns")},
         "status": {key: value.strip() for key, value in status.items()},
         "uptime": float(text("/proc/uptime").split()[0]),
         "cgroup": text("/proc/self/cgroup").splitlines(),
@@ -183,9 +183,8 @@ USERS = {"self": "self", "map": {"host_id": 300000, "size": 65536}}
 JOBS: dict[str, dict[str, Any]] = {
     "plain": {"command": python(look)},
     "other": {"command": python(look), "hostname": "worker.example", "network": "host",
-              "time_offset": "10d", "working_dir": "/usr",
+              "working_dir": "/usr",
               "environment": {"LANG": "C.UTF-8", "PATH": "/bin", "EMPTY": ""}},
-    "back": {"command": python(look), "time_offset": "-1s"},
     "overlay": {"command": python(look), "write": "overlay"},
     "dev": {"command": python(look_at_dev)},
     "tries": {"command": python(try_everything)},
@@ -195,11 +194,18 @@ JOBS: dict[str, dict[str, Any]] = {
     "self_dev": {"command": python(look_at_dev), "user_namespace": "self"},
 }  # fmt: skip
 
+SHIFTED: dict[str, dict[str, Any]] = {
+    "later": {"command": python(look), "time_offset": "10d"},
+    "earlier": {"command": python(look), "time_offset": "-1s"},
+}
+
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended]]:
     with own_state(tmp_path_factory.mktemp("isolation")) as where:
-        yield run_jobs(where, JOBS, environment={"SECRET": "of the supervisor"})
+        yield run_jobs(
+            where, JOBS | (SHIFTED if HAS_TIME else {}), environment={"SECRET": "of the supervisor"}
+        )
 
 
 @pytest.mark.parametrize("name", ["plain", "overlay"])
@@ -224,12 +230,20 @@ def test_without_network_there_is_loopback_up_and_nothing_else(jobs):
     assert (inside["interfaces"], inside["up"], inside["routes"]) == (["lo"], 1, [])
 
 
+@pytest.mark.skipif(not HAS_TIME, reason="this kernel has no time namespaces")
 def test_the_clocks_are_shifted_in_a_time_namespace(jobs):
     outside = float(Path("/proc/uptime").read_text().split()[0])
-    assert jobs["other"].told["ns"]["time"] != OUTSIDE["time"]
-    assert jobs["other"].told["uptime"] > outside + 9 * 86400
+    for name in SHIFTED:
+        assert jobs[name].told["ns"]["time"] != OUTSIDE["time"]
+    assert jobs["later"].told["uptime"] > outside + 9 * 86400
     assert jobs["plain"].told["uptime"] <= outside
-    assert jobs["back"].told["uptime"] <= jobs["plain"].told["uptime"] + 60
+    assert jobs["earlier"].told["uptime"] < outside
+
+
+@pytest.mark.skipif(HAS_TIME, reason="this kernel has time namespaces")
+def test_a_kernel_without_time_namespaces_is_told(tmp_state: State):
+    failed = run_jobs(tmp_state, {"later": SHIFTED["later"]})["later"]
+    assert failed.failure[:2] == ("time_namespace", errno.EINVAL)
 
 
 def test_a_user_namespace_where_asked(jobs):
