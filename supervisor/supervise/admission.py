@@ -80,11 +80,12 @@ class Admission:
             self._admit()
 
     def resize(self, name: str, demand: Demand) -> str:
-        """Let a running job have more; "" when it may, else what is lacking."""
+        """Let a running job have more, or less; "" when it may, else what is lacking."""
         others = {other: used for other, used in self._running.items() if other != name}
         lack = self._lack(demand, others)
         if not lack:
             self._running[name] = demand
+            self._admit()
         return lack
 
     def use(self) -> Capacity:
