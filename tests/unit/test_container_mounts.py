@@ -1,0 +1,254 @@
+"""The plan of a job's file system: computed without touching anything, printed, and carried."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.container import mounts, rootfs
+from supervisor.container.host import Facts
+from supervisor.container.rootfs import Layers
+from supervisor.errors import SpawnError
+from supervisor.linux import constants as c
+from supervisor.model import JobSpec, Mount, Tmpfs, UserNamespace
+
+WORK = "/run/x/work"
+FACTS = Facts(
+    work=WORK,
+    privileged=True,
+    submounts=("/home", "/home/deep"),
+    pseudo=("/chroot/proc",),
+    masked=(("/proc/kcore", False), ("/sys/firmware", True)),
+    read_only=("/proc/sys",),
+)
+SELF = UserNamespace("self")
+
+
+def plan(layers: str | None = None, facts: Facts = FACTS, uid: int = 0, **settings: Any) -> Any:
+    spec = JobSpec(name="job", command=("true",), **settings)
+    return rootfs.plan(spec, facts, Layers(layers), uid)
+
+
+def lines(operations: Any) -> list[str]:
+    return [operation.describe() for operation in operations]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with every mount point."""
+    for name in ("dev", "proc", "run", "sys", "tmp", "data", "usr/lib"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    return tmp_path / "root"
+
+
+def kinds(operations: Any) -> list[str]:
+    return [type(operation).__name__ for operation in operations]
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"write": "overlay"},
+    {"user_namespace": SELF},
+    {"user_namespace": SELF, "write": "overlay"},
+    {"network": "host", "mounts": (Mount("/etc", "/new/place"),), "tmpfs": (Tmpfs("/t", 4096),)},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("privileged", [True, False])
+def test_every_operation_can_be_printed_and_carried(settings, privileged):
+    facts = Facts(work=WORK, privileged=privileged, submounts=FACTS.submounts,
+                  masked=FACTS.masked, read_only=FACTS.read_only)  # fmt: skip
+    for operation in plan(facts=facts, **settings):
+        again = mounts.unpack(operation.pack())
+        assert (type(again), again.describe()) == (type(operation), operation.describe())
+        assert "\n" not in operation.describe()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_old_root_goes_after_the_new_one_is_there(settings):
+    """Nothing of the host can be named after the pivot: it has been opened before."""
+    found = kinds(plan(**settings))
+    pivot, drop = found.index("PivotRoot"), found.index("DropOldRoot")
+    assert pivot < drop
+    assert found.count("PivotRoot") == found.count("DropOldRoot") == 1
+    assert "OpenTree" not in found[pivot:]
+    # the walls stand last, over whatever was mounted
+    assert set(found[drop + 1 :]) <= {"ReadOnly", "Mask", "Attach"}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_what_is_opened_is_attached_once(settings):
+    operations = plan(**settings)
+    opened = [one.tree for one in operations if isinstance(one, mounts.OpenTree)]
+    attached = [one.tree for one in operations if isinstance(one, mounts.Attach)]
+    assert sorted(opened) == sorted(attached) == sorted(set(opened))
+
+
+def test_planning_is_pure(monkeypatch):
+    for name in ("mkdir", "mknod", "symlink", "unlink", "chmod", "chdir", "mount"):
+        monkeypatch.setattr(os, name, _forbidden, raising=False)
+    assert lines(plan()) == lines(plan())
+
+
+def _forbidden(*_: object) -> None:
+    raise AssertionError("a plan does nothing")
+
+
+def test_the_host_read_only_has_its_other_file_systems_read_only():
+    opened = {one.source: one for one in plan() if isinstance(one, mounts.OpenTree)}
+    assert {"/", "/home", "/home/deep", f"{WORK}/dev"} <= set(opened)
+    assert all(opened[source].attributes & c.MOUNT_ATTR_RDONLY for source in opened)
+    order = [one.target for one in plan() if isinstance(one, mounts.Attach)]
+    assert order.index("/home") < order.index("/home/deep")
+
+
+def test_a_mount_keeps_what_it_says(root, tmp_path):
+    for read_only in (True, False):
+        mount = Mount(str(tmp_path), "/data", read_only=read_only)
+        (found,) = (
+            one
+            for one in plan(root=str(root), write="read-only", mounts=(mount,))
+            if isinstance(one, mounts.OpenTree) and one.source == str(tmp_path)
+        )
+        assert found.recursive
+        assert bool(found.attributes & c.MOUNT_ATTR_RDONLY) == read_only
+
+
+def test_the_kernels_windows_are_closed():
+    found = lines(plan())
+    assert any("/proc/kcore" in line for line in found)
+    assert any("/sys/firmware" in line for line in found)
+    assert "mount --bind -o ro /proc/sys /proc/sys" in found
+    proc = next(line for line in found if "-t proc" in line)
+    assert all(flag in proc for flag in ("nosuid", "nodev", "noexec"))
+    sysfs = next(line for line in found if "-t sysfs" in line)
+    assert "ro" in sysfs.split(" -o ")[1].split(" ")[0].split(",")
+
+
+def test_with_the_hosts_network_the_hosts_sys_is_bound():
+    found = plan(network="host")
+    assert not [line for line in lines(found) if "-t sysfs" in line]
+    (opened,) = (o for o in found if isinstance(o, mounts.OpenTree) and o.source == "/sys")
+    assert opened.attributes & c.MOUNT_ATTR_RDONLY
+
+
+def test_an_overlay_in_memory_and_on_disk():
+    memory = next(line for line in lines(plan(write="overlay")) if "-t overlay" in line)
+    assert f"upperdir={WORK}/layers/upper" in memory
+    disk = next(line for line in lines(plan("/runs/r", write="overlay")) if "-t overlay" in line)
+    assert "lowerdir=/,upperdir=/runs/r/upper,workdir=/runs/r/work" in disk
+
+
+@pytest.mark.parametrize("path", ["/with,comma", "/with:colon", "/with\\back"])
+def test_a_path_that_overlay_options_cannot_hold_is_refused(path):
+    with pytest.raises(SpawnError, match="overlay") as caught:
+        plan(path, write="overlay")
+    assert (caught.value.stage, caught.value.path) == ("mounts", path)
+
+
+def test_in_a_user_namespace_the_root_is_bound_with_all_below_it():
+    (opened,) = (
+        one for one in plan(user_namespace=SELF)
+        if isinstance(one, mounts.OpenTree) and one.source == "/"
+    )  # fmt: skip
+    assert opened.recursive
+    overlay = next(
+        line for line in lines(plan(user_namespace=SELF, write="overlay")) if "overlay" in line
+    )
+    assert f"lowerdir={WORK}/host," in overlay and "userxattr" in overlay
+
+
+def test_the_windows_in_a_host_root_are_hidden_in_a_user_namespace():
+    assert "/chroot/proc" in {o.target for o in plan(user_namespace=SELF) if hasattr(o, "target")}
+    assert not [line for line in lines(plan()) if "/chroot" in line]
+
+
+def test_a_complete_root_needs_no_overlay(root):
+    found = lines(plan(root=str(root), write="read-only"))
+    assert not [line for line in found if "overlay" in line]
+
+
+@pytest.mark.parametrize(
+    ("target", "made"),
+    [
+        ("/new", "/new"),
+        ("/usr/lib/x/y", "/usr/lib/x/y"),
+        ("/lib/x", "/usr/lib/x"),
+        ("/deep/x", "/usr/lib/x"),
+        ("/out/x", "/etc/x"),
+    ],
+)
+def test_a_missing_mount_point_is_made_where_the_roots_links_lead(root, tmp_path, target, made):
+    (root / "lib").symlink_to("usr/lib")
+    (root / "deep").symlink_to("/lib")
+    (root / "out").symlink_to("../../../etc")
+    mount = Mount(str(tmp_path), target)
+    operations = plan(root=str(root), write="read-only", mounts=(mount,))
+    directories = {one.path for one in operations if isinstance(one, mounts.MakeDir)}
+    assert f"{WORK}/layers/skeleton{made}" in directories
+    assert all(path.startswith(WORK) for path in directories)
+
+
+def test_below_an_own_tmpfs_a_mount_point_is_simply_made(root, tmp_path):
+    for target in ("/tmp/a/b", "/run/a", "/scratch/a"):
+        (root / "scratch").mkdir(exist_ok=True)
+        found = lines(
+            plan(root=str(root), write="read-only", tmpfs=(Tmpfs("/scratch"),),
+                 mounts=(Mount(str(tmp_path), target),))
+        )  # fmt: skip
+        assert not [line for line in found if "overlay" in line]
+        assert f"mkdir -p -m 0755 {target}" in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        ({"root": "/no/such/root"}, "/no/such/root"),
+        ({"root": "/etc/passwd"}, "/etc/passwd"),
+        ({"mounts": (Mount("/no/such/source", "/mnt"),)}, "/no/such/source"),
+    ],
+)
+def test_what_must_fail_is_told_ahead(settings, path):
+    with pytest.raises(SpawnError) as caught:
+        plan(**settings)
+    assert (caught.value.stage, caught.value.path) == ("mounts", path)
+    assert caught.value.hint
+
+
+def test_a_loop_in_a_hostile_root_is_told(root, tmp_path):
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(SpawnError, match="symbolic links"):
+        plan(root=str(root), write="read-only", mounts=(Mount(str(tmp_path), "/loop/x"),))
+
+
+def test_who_is_not_root_needs_no_walls_around_roots_files():
+    """A start is quicker without; /proc/sys is root's to write."""
+    assert "mount --bind -o ro /proc/sys /proc/sys" not in lines(plan(uid=1000))
+    assert any("/proc/kcore" in line for line in lines(plan(uid=1000)))
+
+
+def test_an_operation_has_exactly_its_fields():
+    with pytest.raises(TypeError, match="unknown fields"):
+        mounts.MakeDir(path="/x", mode=0o755, more=1)
+    with pytest.raises(KeyError):
+        mounts.MakeDir(path="/x")
+    with pytest.raises(ValueError, match="zip"):
+        mounts.unpack(("MakeDir", "/x"))
+
+
+def test_directories_and_files_are_made_whatever_is_there(tmp_path):
+    context = mounts.Context()
+    deep = tmp_path / "a/b/c"
+    for _ in range(2):
+        mounts.MakeDir(path=str(deep), mode=0o700).execute(context)
+    mounts.MakeFile(path=str(deep / "x/file")).execute(context)
+    assert (deep / "x/file").read_bytes() == b""
+    (deep / "x/file").write_text("kept")
+    mounts.MakeFile(path=str(deep / "x/file")).execute(context)
+    assert (deep / "x/file").read_text() == "kept"
+    with pytest.raises(FileExistsError):
+        mounts.MakeDir(path=str(deep / "x/file/below"), mode=0o700).execute(context)
