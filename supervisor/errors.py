@@ -53,7 +53,7 @@ class LimitError(SupervisorError):
 
     def __init__(self, missing: Iterable[str], *, hint: str = "") -> None:
         self.missing = tuple(missing)
-        super().__init__("; ".join(self.missing), hint=hint)
+        super().__init__("\n  ".join(self.missing), hint=hint)
 
 
 class SpawnError(SupervisorError):

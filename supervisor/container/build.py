@@ -64,20 +64,13 @@ def _user_map(
     if namespace.kind == "host":
         if facts.privileged:
             return None
-        raise SpawnError("user_namespace", 1, "", "", hint=WITHOUT_PRIVILEGE)
+        raise SpawnError("user_namespace", 1, "", "", hint='or user_namespace = "self"')
     if identity.uid >= namespace.size or identity.gid >= namespace.size:
         why = f"user {identity.uid}:{identity.gid} is outside of its {namespace.size} mapped ids"
         raise SpawnError("user", 0, "", why, hint="leave out user, or map more ids")
     if namespace.kind == "map":
         return (0, namespace.host_id, namespace.size)
     return (0, os.geteuid(), 1)
-
-
-WITHOUT_PRIVILEGE = (
-    "namespaces and cgroups need CAP_SYS_ADMIN: run as root; or give the job "
-    'user_namespace = "self" and supervise a delegated cgroup (systemd-run --user --scope '
-    '-p Delegate=yes); or set on_missing = "warn" to run without the limits'
-)
 
 
 def describe(request: Request) -> Iterator[str]:

@@ -103,9 +103,9 @@ class _Planner:
             told = answer.error or answer.verdict
             if told:
                 yield f"# policy {answer.policy} at prepare: {told}"
-        missing = self.manager.missing(spec.limits)
+        missing = self.manager.missing(prepared.spec.limits)
         yield from (f"# lacking: {line}" for line in refusals(missing))
-        limits = spec.limits
+        limits = prepared.spec.limits
         for one in missing:
             limits = lifted(limits, one.limit)
         spec = evolve(prepared.spec, limits=limits)

@@ -11,9 +11,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from supervisor import __version__
 from supervisor.front import config as configuration
 from supervisor.front import lines, live, summary
 from supervisor.front.config import Config
@@ -22,7 +24,7 @@ from supervisor.policy.registry import Policy
 from supervisor.record.eventlog import EventLog
 from supervisor.record.runs import StateDir
 from supervisor.supervise.admission import Room
-from supervisor.supervise.instance import Instance, Settings, open_instance
+from supervisor.supervise.instance import Instance, Settings, examine, open_instance
 from supervisor.supervise.shutdown import obey_signals
 
 
@@ -80,20 +82,37 @@ class _Show:
 async def _up(config: Config, policies: tuple[Policy, ...], show: _Show) -> int:
     settings = settings_of(config)
     assert settings.state is not None
+    manager = examine(settings, config.jobs)
     settings.state.make()
     log = EventLog(settings.state.events, time.time)
     began = time.monotonic()
     try:
-        async with open_instance(settings, config.jobs, policies, log) as instance:
+        async with open_instance(settings, config.jobs, policies, log, manager) as instance:
             async with show.running(instance, log), trio.open_nursery() as nursery:
                 await nursery.start(obey_signals, instance)
-                log.emit("supervisor_started", jobs=len(config.jobs), config=config.filename)
+                log.emit("supervisor_started", **_facts(config, instance))
                 await instance.run()
                 nursery.cancel_scope.cancel()
-            log.emit("supervisor_stopped", interrupted=instance.interrupted)
+            status = _status(instance)
+            log.emit("supervisor_stopped", interrupted=instance.interrupted, exit_status=status)
     finally:
         log.close()
     show.summarise(instance, time.monotonic() - began)
+    return status
+
+
+def _facts(config: Config, instance: Instance) -> dict[str, Any]:
+    """What the event log tells of an instance at its beginning."""
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "config": config.filename,
+        "jobs": len(config.jobs),
+        "cgroup": instance.shared.manager.version,
+    }
+
+
+def _status(instance: Instance) -> int:
     if instance.interrupted:
         return 130
     return 0 if instance.succeeded else 1

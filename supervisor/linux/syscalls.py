@@ -1,7 +1,7 @@
 """One small function per system call; each failure is a KernelError with operation and path.
 
 Bound with `ctypes.PyDLL`, which keeps the GIL: a clone in the middle of another thread's
-Python would hang the child (SPAWN measurements; glibc's fork handlers do not run for it).
+Python would hang the child (glibc's fork handlers do not run for it).
 Loaded by the launcher: nothing is imported but ctypes, os and our constants.
 """
 

@@ -13,7 +13,8 @@ from supervisor.model.record import Reason
 class Cause:
     """An ending that the supervisor itself began: the first one stands.
 
-    `reason` is timeout, cpu_timeout, stopped or policy; `by` names who (a policy, `operator`).
+    `reason` is timeout, cpu_timeout, stopped or policy; `by` names who: a policy, a job's own hook,
+    "configuration" (its timeout), or the signal that stops the instance ("SIGINT").
     """
 
     reason: Reason
@@ -43,7 +44,7 @@ class Facts:
 
 
 def verdict(facts: Facts) -> Reason:
-    """The reason, by the order of DESIGN's section on verdicts.
+    """The reason, by the order that docs/verdicts.md gives.
 
     An OOM kill decides before anything that came after it; with `oom = "continue"` it decides
     only for a payload that was itself killed by SIGKILL.

@@ -37,8 +37,8 @@ _hookspec = HookspecMarker(PROJECT)
 def prepare(spec: JobSpec) -> JobSpec | None:
     """Before a job is queued: a changed copy of `spec` (`attrs.evolve`), or None to leave it.
 
-    Pure; its name and group must stay.  Unlike the verdicts, the changes of several policies add
-    up: each sees what those before it made.
+    Pure; its name, group and `after` must stay.  Unlike the verdicts, the changes of several
+    policies add up: each sees what those before it made.
     """
 
 

@@ -79,6 +79,8 @@ def checked_spec(changed: object, spec: JobSpec) -> JobSpec | None:
         raise Nonsense(f"returned a JobSpec whose {wrong}")
     if (changed.name, changed.group) != (spec.name, spec.group):
         raise Nonsense("returned a JobSpec of another name or group")
+    if changed.after != spec.after:
+        raise Nonsense("returned a JobSpec with another after")  # its cycles were checked before
     if not changed.command:
         raise Nonsense("returned a JobSpec without a command")
     for limit in RANGES:

@@ -3,7 +3,8 @@
     {"v": 1, "status": WAIT, "utime": S, "stime": S, "maxrss": BYTES, "started": T, "ended": T}
 
 WAIT is as of wait(2), times are in seconds, T is Unix time.  A payload that could not be started
-has no record.  Whatever else is found there is none either: it is never guessed at.
+has no record.  Whatever else is found there is none either: it is never guessed at.  The file was
+made longer beforehand, so that a full disk cannot lose the line: NUL bytes follow it.
 
 May import: `model`.
 """
@@ -49,7 +50,7 @@ class ExitRecord:
 def parse(data: bytes) -> ExitRecord | None:
     """The record in `data`; None when it is empty, torn, or not one."""
     try:
-        found = json.loads(data)
+        found = json.loads(data.rstrip(b"\0"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or found.get("v") != 1:

@@ -144,6 +144,8 @@ def _record(
     told: str,
 ) -> RunRecord:
     cause = run.cause if run.cause is not None and run.cause.reason is reason else None
+    # both from the init's clock: our own tell when we heard of it
+    started = found.started if found is not None else run.started_at
     finished = found.ended if found is not None else run.finished_at
     counters, usage = read.counters, read.usage
     return RunRecord(
@@ -154,9 +156,9 @@ def _record(
         command=run.spec.command,
         exit_code=code,
         signal=number,
-        started_at=iso(run.started_at),
+        started_at=iso(started),
         finished_at=iso(finished),
-        wall_seconds=round(max(finished - run.started_at, 0.0), 6),
+        wall_seconds=round(max(finished - started, 0.0), 6),
         cpu=CpuUse(
             user_seconds=found.utime if usage.cpu_user is None and found else usage.cpu_user,
             system_seconds=found.stime if usage.cpu_system is None and found else usage.cpu_system,

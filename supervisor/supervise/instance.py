@@ -19,10 +19,9 @@ from attrs import frozen
 
 from supervisor.cgroup.api import CgroupManager
 from supervisor.cgroup.detect import detect
-from supervisor.container.build import WITHOUT_PRIVILEGE
 from supervisor.container.host import Host
 from supervisor.container.spawn import open_launcher
-from supervisor.errors import KernelError, LimitError, SupervisorError
+from supervisor.errors import KernelError, SupervisorError
 from supervisor.linux import syscalls
 from supervisor.model.job import JobSpec
 from supervisor.model.record import Reason, RunRecord
@@ -30,11 +29,11 @@ from supervisor.model.status import InstanceStatus
 from supervisor.policy.engine import Engine
 from supervisor.policy.registry import Policy
 from supervisor.record.runs import StateDir
+from supervisor.supervise import preflight
 from supervisor.supervise.admission import Admission, Room
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.job import Job
 from supervisor.supervise.reaper import Reaper
-from supervisor.supervise.run import refusals
 from supervisor.supervise.shared import Log, Shared
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
@@ -68,6 +67,9 @@ class Instance:
         """Until every job has ended."""
         async with trio.open_nursery() as nursery:
             for job in self.jobs.values():
+                nursery.start_soon(job.prepare)
+        async with trio.open_nursery() as nursery:
+            for job in self.jobs.values():
                 nursery.start_soon(job.run, self.jobs)
 
     def stop(self, why: str, *, now: bool = False) -> None:
@@ -93,22 +95,39 @@ class Instance:
         return all(job.expected for job in self.jobs.values())
 
 
+def examine(settings: Settings, specs: Sequence[JobSpec]) -> CgroupManager:
+    """The cgroups of an instance to be; SupervisorError when its jobs cannot be run here.
+
+    It looks, and makes nothing.
+    """
+    manager = detect(settings.name, settings.cgroup_parent)
+    preflight.check(manager, specs, settings.on_missing)
+    return manager
+
+
 @asynccontextmanager
 async def open_instance(
-    settings: Settings, specs: Sequence[JobSpec], policies: Iterable[Policy], log: Log
+    settings: Settings,
+    specs: Sequence[JobSpec],
+    policies: Iterable[Policy],
+    log: Log,
+    manager: CgroupManager | None = None,
 ) -> AsyncIterator[Instance]:
     """An instance ready to run; everything it made is removed at the end.
 
     Raises SupervisorError: the name is taken, a limit cannot be enforced, privilege is lacking.
     Then nothing has been started, and nothing is left.
     """
-    manager = detect(settings.name, settings.cgroup_parent)
-    check_limits(manager, specs, settings.on_missing)
+    manager = manager or examine(settings, specs)
     async with AsyncExitStack() as stack:
         stack.enter_context(unwrapped())
         stack.enter_context(runtime_dir(settings))
         stack.enter_context(_closing(manager, log))
-        reaper = Reaper()
+        reaper = Reaper(
+            lambda pid, status: log.emit(
+                "orphan_reaped", pid=pid, exit_code=status.code, signal=status.signal
+            )
+        )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         syscalls.set_child_subreaper()
@@ -142,21 +161,9 @@ async def open_instance(
         stops.append(instance.stop)
         if settings.state is not None:
             shared.run_ids.resume(settings.state.runs)
-        for text in watcher.blind:
-            log.emit("warning", text=f"cannot see {text}")
+            for text in watcher.blind:
+                log.emit("warning", text=f"cannot see {text}")
         yield instance
-
-
-def check_limits(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> None:
-    """LimitError naming each job's limits that cannot be enforced, unless only to be warned of."""
-    if on_missing != "refuse":
-        return
-    lines = [
-        f"{spec.name}: {line}" for spec in specs for line in refusals(manager.missing(spec.limits))
-    ]
-    if lines:
-        hint = 'or set on_missing = "warn" to run without'
-        raise LimitError(lines, hint=hint if os.geteuid() == 0 else WITHOUT_PRIVILEGE)
 
 
 @contextmanager

@@ -50,6 +50,21 @@ class Job:
         """Whether the job has ended, and as it was meant to."""
         return self.ended.is_set() and self.records[-1].expected
 
+    async def prepare(self) -> None:
+        """Before any job is queued: what the policies make of this one."""
+        prepared = await self.shared.engine.prepare(self.spec)
+        for answer in prepared.answers:
+            if answer.error:
+                self._warn(f"policy {answer.policy} at prepare: {answer.error}")
+        lack = self.shared.admission.refusal(Demand.of(prepared.spec.limits))
+        if lack:
+            self._warn(f"as its policies prepare it, capacity never has {lack}: left unprepared")
+            return
+        self.spec, self._limits = prepared.spec, prepared.spec.limits
+
+    def _warn(self, text: str) -> None:
+        self.shared.log.emit("warning", job=self.spec.name, text=text)
+
     async def run(self, others: Mapping[str, Job]) -> None:
         """All of the job's life.  Raises nothing but cancellation."""
         refusal = await self._turn(others)
@@ -113,9 +128,8 @@ class Job:
             admission.release(spec.name)
             return None
         try:
-            prepared = await self.shared.engine.prepare(spec)
             self._enter(State.STARTING)
-            self._run = Run(self.shared, prepared.spec, self._limits, attempt, self._enter)
+            self._run = Run(self.shared, spec, self._limits, attempt, self._enter)
             self._run.emit("job_starting", attempt=attempt)
             record = await self._run.execute()
         finally:
@@ -133,8 +147,7 @@ class Job:
             return None
         refusal = self.shared.admission.refusal(Demand.of(again.limits))
         if refusal:
-            text = f"{again.by} wants another run, but capacity never has {refusal}"
-            self.shared.log.emit("warning", job=self.spec.name, text=text)
+            self._warn(f"{again.by} wants another run, but capacity never has {refusal}")
             return None
         return again
 

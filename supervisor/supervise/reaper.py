@@ -85,10 +85,14 @@ class Child:
 
 
 class Reaper:
-    """One per process; `orphans` counts those that were reaped for want of anybody else."""
+    """One per process; `orphans` counts those that were reaped for want of anybody else.
 
-    def __init__(self) -> None:
+    `on_orphan` is told each one's pid and status.
+    """
+
+    def __init__(self, on_orphan: Callable[[int, ExitStatus], None] | None = None) -> None:
         self.orphans = 0
+        self._on_orphan = on_orphan
         self._known: set[int] = set()
         self._unknown: dict[int, _Zombie] = {}
 
@@ -174,11 +178,19 @@ class Reaper:
                 if now - zombie.since < GRACE:
                     found[pid] = zombie
                 elif _start(pid) == zombie.start_ticks:
-                    self.orphans += _reap(pid)
+                    self._bury(pid)
                 else:
                     # the number has passed to another child meanwhile
                     found[pid] = _Zombie(now, _start(pid))
         self._unknown = found
+
+    def _bury(self, pid: int) -> None:
+        status = _reap(pid)
+        if status is None:
+            return
+        self.orphans += 1
+        if self._on_orphan is not None:
+            self._on_orphan(pid, status)
 
 
 @frozen
@@ -221,11 +233,18 @@ def _is_zombie(pid: int) -> bool:
         return False
 
 
-def _reap(pid: int) -> bool:
+def _reap(pid: int) -> ExitStatus | None:
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
-        return False
+        return None
+    return None if found is None else _status(found)
+
+
+def _status(found: os.waitid_result) -> ExitStatus:
+    if found.si_code == os.CLD_EXITED:
+        return ExitStatus(code=found.si_status)
+    return ExitStatus(signal=found.si_status)
 
 
 async def _exit_of(pidfd: int) -> ExitStatus | Lost:
@@ -242,6 +261,4 @@ async def _exit_of(pidfd: int) -> ExitStatus | Lost:
         # a debugger is told first
         await trio.sleep(delay)
     assert found is not None
-    if found.si_code == os.CLD_EXITED:
-        return ExitStatus(code=found.si_status)
-    return ExitStatus(signal=found.si_status)
+    return _status(found)

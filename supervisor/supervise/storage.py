@@ -76,8 +76,7 @@ class Storage:
 
     def exit_record(self) -> exit_record.ExitRecord | None:
         """What the init wrote when the payload had ended; None: nothing, or not the whole."""
-        data = os.pread(self.streams.all[3], RECORD_SIZE, 0).rstrip(b"\0")
-        return exit_record.parse(data)
+        return exit_record.parse(os.pread(self.streams.all[3], RECORD_SIZE, 0))
 
     async def clean(self, *, keep: bool) -> None:
         """Throw the writable layer away (its upper stays if `keep`), off the event loop."""

@@ -1,0 +1,54 @@
+"""What is looked at before anything is started: limits that hold here, privilege that is there.
+
+May import: `errors`, `model`, `linux`, `cgroup.api`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from supervisor.cgroup.api import CgroupManager, Missing
+from supervisor.errors import LimitError, SupervisorError
+from supervisor.linux import caps
+from supervisor.model.job import JobSpec
+
+WAYS_OUT = (
+    "as root: sudo supervise ...",
+    'user_namespace = "self" (--user-namespace self) below a delegated cgroup: '
+    "systemd-run --user --scope -p Delegate=yes supervise ...",
+    'on_missing = "warn" (--on-missing warn), without the limits that then do not hold',
+)
+"""What somebody without privilege can do."""
+
+
+def check(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> None:
+    """Raises SupervisorError, all that is lacking in one message: then nothing was started."""
+    jobs = tuple(specs)
+    privileged = os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
+    lines = _limits(manager, jobs, fixes=privileged) if on_missing == "refuse" else []
+    alone = [job.name for job in jobs if job.user_namespace.kind == "host" and not privileged]
+    if alone:
+        lines.append(f"namespaces of {_names(alone)}: they need CAP_SYS_ADMIN")
+    if not lines:
+        return
+    if privileged:
+        raise LimitError(["this host lacks:", *lines], hint='or on_missing = "warn": without them')
+    ways = [f"way {n} out: {way}" for n, way in enumerate(WAYS_OUT, 1)]
+    raise SupervisorError("\n  ".join(["lacking privilege:", *lines, *ways]))
+
+
+def _limits(manager: CgroupManager, jobs: tuple[JobSpec, ...], *, fixes: bool) -> list[str]:
+    """A line for each limit and each reason, with the jobs it is about."""
+    found: dict[Missing, list[str]] = {}
+    for job in jobs:
+        for one in manager.missing(job.limits):
+            found.setdefault(one, []).append(job.name)
+    return [
+        f"limits.{one.limit} of {_names(names)}: {one.why}" + f" (fix: {one.fix})" * fixes
+        for one, names in found.items()
+    ]
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} jobs ({names[0]}, ...)"
