@@ -253,7 +253,8 @@ def test_a_policy_that_misbehaves_harms_nobody(batch: Batch, tmp_path: Path, kin
             {BAD[kind]}
         """,
     )
-    result = batch.run(grower() + NEIGHBOUR, top=f'plugins = ["{path}", "grow-memory"]')
+    top = f'plugins = ["{path}", "grow-memory"]\n[policies.grow-memory]\nfactor = 8'
+    result = batch.run(grower() + NEIGHBOUR, top=top)
     assert result.status == 0, result.done.stderr
     assert result["grow"]["memory"]["oom_kills"] == 0
     assert result["grow"]["memory"]["limit_history"][-1]["by"] == "grow-memory"
