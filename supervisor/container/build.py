@@ -64,7 +64,9 @@ def _user_map(
     if namespace.kind == "host":
         if facts.privileged:
             return None
-        raise SpawnError("user_namespace", 1, "", "", hint='or user_namespace = "self"')
+        raise SpawnError(
+            "user_namespace", 1, "", "", hint='run as root, or with user_namespace = "self"'
+        )
     if identity.uid >= namespace.size or identity.gid >= namespace.size:
         why = f"user {identity.uid}:{identity.gid} is outside of its {namespace.size} mapped ids"
         raise SpawnError("user", 0, "", why, hint="leave out user, or map more ids")

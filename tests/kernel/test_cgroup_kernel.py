@@ -33,7 +33,7 @@ ALLOCATE = (
 WAIT = "import signal; print('ready', flush=True); signal.pause()"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def parent() -> Iterator[str]:
     with cgroups.session_parent() as name:
         yield name

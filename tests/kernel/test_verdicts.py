@@ -328,7 +328,7 @@ def small_parent() -> Iterator[str]:
                 )
             yield parent
         return
-    name = f"supervise-test.{os.getpid()}"
+    name = f"supervise-test.{os.getpid()}.small"
     made = [f"{hierarchy.mount}/{name}" for hierarchy in found]
     try:
         for hierarchy, directory in zip(found, made, strict=True):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import pytest
 
@@ -14,6 +15,7 @@ from supervisor.cgroup import delegate, detect, files
 from supervisor.cgroup.api import JobCgroup
 from supervisor.cgroup.v1 import Cpuset
 
+_NUMBERS = count()
 _JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 99; shift; done; shift; exec "$@"'
 
 
@@ -23,7 +25,7 @@ def session_parent() -> Iterator[str]:
 
     On v2 the test process steps down into a leaf first, and back at the end.
     """
-    name = f"supervise-test.{os.getpid()}"
+    name = f"supervise-test.{os.getpid()}.{next(_NUMBERS)}"
     found = detect.find(None)
     steps: list[delegate.Step] = []
     made: list[str] = []

@@ -165,11 +165,13 @@ def test_what_a_policy_prepares_is_in_the_plan(plan: Plan, tmp_path: Path) -> No
         tmp_path,
         "mine",
         "import attrs\n@hookimpl\ndef prepare(spec):\n"
-        '    return attrs.evolve(spec, hostname="prepared")\n',
+        "    limits = attrs.evolve(spec.limits, pids=23)\n"
+        '    return attrs.evolve(spec, hostname="prepared", limits=limits)\n',
     )
     lines = plan('command = "x"', f'plugins = ["{mine}"]')
     at(lines, "# policy mine at prepare: changed the job")
     at(lines, "init: hostname prepared")
+    at(lines, "write 23 > ", "pids.max")
 
 
 def test_an_overlay_has_its_directories(plan: Plan, tmp_path: Path) -> None:

@@ -333,6 +333,7 @@ async def test_the_changes_of_all_policies_add_up_before_a_job_starts(tmp_path: 
     ("body", "told"),
     [
         ("return attrs.evolve(spec, name='x')", "another name"),
+        ("return attrs.evolve(spec, after=(spec.name,))", "another after"),
         ("return attrs.evolve(spec, limits=None)", "whose limits is NoneType"),
         ("return 3", "returned int"),
         ("spec.environment['X'] = 'y'; sys.exit()", "raised SystemExit"),

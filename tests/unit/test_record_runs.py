@@ -183,5 +183,7 @@ def test_reading_tells_missing_from_unreadable(tmp_path):
     assert read(tmp_path / "exit") is None
     (tmp_path / "exit").write_bytes(line())
     assert isinstance(read(tmp_path / "exit"), ExitRecord)
+    (tmp_path / "exit").write_bytes(line().ljust(512, b"\0"))
+    assert isinstance(read(tmp_path / "exit"), ExitRecord)
     with pytest.raises(IsADirectoryError):
         read(tmp_path)

@@ -124,7 +124,7 @@ def test_what_is_proposed_is_short_to_type():
     [
         ({"reason": Reason.FAILED, "exit_code": 3}, "ended by itself with exit code 3 after"),
         ({"reason": Reason.FAILED, "exit_code": 137}, "SIGKILL ended its child; no limit was"),
-        ({"reason": Reason.FAILED, "exit_code": 255}, "exit code 255 after 3.2s\n"),
+        ({"reason": Reason.FAILED, "exit_code": 255}, "exit code 255 after 3.2s"),
         ({"reason": Reason.SIGNAL, "signal": 9}, "supervise did not send it and no limit was"),
         ({"reason": Reason.SIGNAL, "signal": 11}, "SIGSEGV ended the command"),
         ({"reason": Reason.SIGNAL, "signal": 77}, "signal 77 ended the command"),
