@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from supervisor.front import lines
 from supervisor.model import units
-from supervisor.model.record import Reason, RunRecord
+from supervisor.model.record import Evidence, Reason, RunRecord
 
 MOST_EVIDENCE = 4
 MIB = 1 << 20
@@ -32,13 +32,21 @@ def explain(record: RunRecord) -> list[str]:
         told.append(f"  {record.detail}")
     if record.decided_by not in ("", "configuration"):
         told.append(f"  decided by {record.decided_by}")
-    evidence = record.evidence if record.reason in BY_COUNTER else ()
+    evidence = sorted(record.evidence, key=_telling) if record.reason in BY_COUNTER else []
     told += [f"  read {item.source}: {item.what}" for item in evidence[:MOST_EVIDENCE]]
     if len(evidence) > MOST_EVIDENCE:
         told.append(f"  ({len(evidence) - MOST_EVIDENCE} more in the record: --record -)")
     if remedy:
         told.append(f"  try {remedy}")
     return [lines.clean(line) for line in told]
+
+
+def _telling(item: Evidence) -> int:
+    """What says most comes first: who was killed, then that somebody was, then the limits."""
+    if item.source == "/dev/kmsg":
+        return 0
+    counts = ("memory.oom_control", "memory.events", "pids.events")
+    return 1 if item.source.endswith(counts) else 2
 
 
 def _after(record: RunRecord) -> str:

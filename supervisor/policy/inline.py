@@ -35,12 +35,17 @@ _ACTIONS: dict[str, Callable[..., Action]] = {
 
 
 def action_of(inline: InlineAction, job: JobView) -> Action | None:
-    """The action that `inline` means for `job` now; None where a raise has been made already.
+    """The action that `inline` means for `job` now; None where it has been taken already.
+
+    A job cannot say how often: so a raise or a retry to limits that are in force says nothing, nor
+    a retry without limits after the first attempt, nor any after an end that was expected.
 
     Raises KeyError or TypeError for an action or argument that no configuration lets through.
     """
     if inline.action == "raise":
         return _raise(inline.arguments, job)
+    if inline.action == "retry" and not _worth_a_retry(inline.arguments, job):
+        return None
     return _ACTIONS[inline.action](**inline.arguments)
 
 
@@ -49,3 +54,12 @@ def _raise(arguments: Mapping[str, Any], job: JobView) -> RaiseLimit | None:
     limit, to = arguments["limit"], arguments["to"]
     now = getattr(job.limits, limit)
     return RaiseLimit(limit, to) if now is not None and now < to else None
+
+
+def _worth_a_retry(arguments: Mapping[str, Any], job: JobView) -> bool:
+    if job.reason == job.spec.expect:
+        return False
+    limits: Mapping[str, float] = arguments.get("limits") or {}
+    if not limits:
+        return job.attempt == 1
+    return any(getattr(job.limits, limit, None) != value for limit, value in limits.items())

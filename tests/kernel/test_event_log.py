@@ -51,8 +51,8 @@ def test_every_entry_of_a_batch_is_as_documented(batch: Batch, tmp_path: Path) -
         on_exit = { action = "retry", limits = { memory = "256M" } }
 
         [jobs.forks]
-        command = ["sh", "-c", "(sleep 1000 & sleep 1000 & sleep 1000 & sleep 1000); exit 0"]
-        limits = { pids = 2 }
+        command = ["perl", "-e", "fork for 1..4; sleep 1000"]
+        limits = { pids = 4 }
         on_pids_limit = { action = "kill", why = "too many" }
         expect = "policy"
 
