@@ -191,6 +191,18 @@ def test_an_action_in_the_configuration_is_that_action(
     assert action_of(inline, view()) == action
 
 
+def test_a_retry_in_the_configuration_comes_to_an_end() -> None:
+    """A job's own hook has no memory: without an end of its own it would be run for ever."""
+    more = InlineAction("retry", {"limits": {"memory": GIB}})
+    assert action_of(more, view(limits=Limits(memory=GIB), attempt=2, reason="oom")) is None
+    assert action_of(more, view(attempt=5, reason="oom")) == Retry({"memory": GIB})
+    assert action_of(more, view(reason="succeeded")) is None
+    again = InlineAction("retry", {"after": 5.0})
+    assert action_of(again, view(reason="failed")) == Retry({}, 5.0)
+    assert action_of(again, view(attempt=2, reason="failed")) is None
+    assert action_of(again, view(spec=evolve(SPEC, expect="failed"), reason="failed")) is None
+
+
 def test_every_action_the_configuration_lets_through_is_known() -> None:
     arguments = {"raise": {"to": "1G"}, "signal": {"signal": "HUP"}, "notify": {"message": "x"}}
     for name in HOOKS:
