@@ -14,6 +14,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TextIO
 
 import trio
@@ -240,6 +241,8 @@ class Live:
         self._notes = lines.Printer(stream, self._note_line)
         self._console = make_console(stream, colour)
         self._gone = False
+        self._ended = False
+        self._drawing = Lock()
 
     def __call__(self, entry: lines.Entry) -> None:
         self._notes(entry)
@@ -267,6 +270,12 @@ class Live:
         await trio.to_thread.run_sync(self._refresh, live, status, abandon_on_cancel=True)
 
     def _refresh(self, live: RichLive, status: InstanceStatus) -> None:
+        """In a worker thread, which may come to it only when the end has been drawn already."""
+        with self._drawing:
+            if not self._ended:
+                self._show(live, status)
+
+    def _show(self, live: RichLive, status: InstanceStatus) -> None:
         try:
             # Of this stream: rich asks standard input first.  0 is what a serial line says.
             width, height = os.get_terminal_size(self._stream.fileno())
@@ -285,11 +294,13 @@ class Live:
             self._console.print(_ansi(text), end="", soft_wrap=True)
 
     def _end(self, live: RichLive) -> None:
-        try:
-            live.stop()
-            self._above()
-        except OSError as error:
-            self._gone = error.errno in lines.GONE
+        with self._drawing:
+            self._ended = True
+            try:
+                live.stop()
+                self._above()
+            except OSError as error:
+                self._gone = error.errno in lines.GONE
 
 
 def make_console(stream: TextIO, colour: bool, **settings: Any) -> Console:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.errors import ConfigError, SupervisorError
-from supervisor.front import cli, clash, up
+from supervisor.front import clash, cli, up
 
 
 def test_a_file_is_run_without_a_verb(monkeypatch) -> None:

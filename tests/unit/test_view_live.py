@@ -10,6 +10,7 @@ import pty
 import re
 import struct
 import termios
+import threading
 
 import pytest
 import trio
@@ -214,6 +215,26 @@ async def test_a_terminal_that_takes_nothing_holds_up_nobody(terminal):
             nursery.cancel_scope.cancel()
     termios.tcflow(terminal.stream.fileno(), termios.TCOON)
     await terminal.until("job0")
+
+
+async def test_a_drawing_that_comes_late_does_not_hide_the_cursor_again(terminal):
+    """The end comes while a worker thread is about to draw the first table."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    def clock():
+        drawing.set()
+        go_on.wait(10)
+        return NOW
+
+    view = live.Live(terminal.stream, False, clock)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(view.run, lambda: STATUS)
+        await trio.to_thread.run_sync(drawing.wait)
+        nursery.cancel_scope.cancel()
+    go_on.set()
+    with trio.fail_after(10):
+        await terminal.until("\x1b[?25h")
+    assert "\x1b[?25l" not in terminal.seen[terminal.seen.rindex("\x1b[?25h") :]
 
 
 async def test_a_terminal_that_goes_away_ends_the_drawing_only(monkeypatch):
