@@ -23,6 +23,7 @@ def request(
     spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: rootfs.Layers
 ) -> Request:
     """All that is needed to start `spec`; raises SpawnError for what can be told ahead."""
+    rootfs.base_of(spec)
     identity = users.look_up(spec.root, spec.user, spec.user_group)
     env = environment(spec, identity)
     user_map = _user_map(spec, facts, identity)

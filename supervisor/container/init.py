@@ -59,6 +59,7 @@ def run(request: Request, cgroup: child.PayloadCgroup, fds: Descriptors) -> NoRe
     cgroup.close()
     for fd in {fds.stdin, fds.stdout, fds.stderr}:
         os.close(fd)
+    os.dup2(0, 2)  # /dev/null: whoever reads the supervisor's stderr is not kept waiting by a job
     code, usage = _serve(payload)
     _write_record(fds.record, code, usage, started)
     os._exit(0)

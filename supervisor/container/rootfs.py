@@ -41,15 +41,21 @@ class Layers:
         return f"{base}/upper", f"{base}/work"
 
 
+def base_of(spec: JobSpec) -> str:
+    """The directory that becomes the job's root; SpawnError when there is none."""
+    base = "/" if spec.root == "host" else spec.root
+    if not os.path.isdir(base):
+        errno = 20 if os.path.exists(base) else 2  # ENOTDIR, ENOENT
+        raise SpawnError("mounts", errno, base, "", hint='root is "host" or a directory')
+    return base
+
+
 def plan(spec: JobSpec, facts: Facts, layers: Layers, uid: int) -> tuple[mounts.Operation, ...]:
     """Every file-system operation of the job's start, in order; `uid` is the payload's.
 
     Raises SpawnError (stage `mounts`) where it can be told ahead that one must fail.
     """
-    base = "/" if spec.root == "host" else spec.root
-    if not os.path.isdir(base):
-        raise SpawnError("mounts", 2, base, "", hint='root is "host" or an existing directory')
-    writer = _Plan(spec, facts, layers, base, uid)
+    writer = _Plan(spec, facts, layers, base_of(spec), uid)
     writer.write()
     return tuple(writer.operations)
 

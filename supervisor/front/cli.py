@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -79,6 +80,11 @@ def command(argv: Sequence[str]) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception:
+        # A bug of ours: its status must not be taken for "some job did not end well".
+        traceback.print_exc()
+        print("supervise: this is a bug, please report it with the lines above", file=sys.stderr)
+        return FAILED
 
 
 def refuse_name_clash() -> None:

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,7 @@ from supervisor.supervise import preflight
 from supervisor.supervise.admission import Admission, Room
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.job import Job
-from supervisor.supervise.reaper import Reaper
+from supervisor.supervise.reaper import Child, Reaper
 from supervisor.supervise.shared import Log, Shared
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
@@ -138,7 +139,7 @@ async def open_instance(
         host = Host(str(work))
         stack.callback(host.close)
         launcher = await stack.enter_async_context(
-            open_launcher(lambda argv, fd: reaper.spawn(argv, env={}, pass_fds=(fd,)), work)
+            open_launcher(partial(start_launcher, reaper), work)
         )
         watcher = await stack.enter_async_context(open_watcher(nursery, kernel_log))
         stops: list[Callable[[str], None]] = []
@@ -164,6 +165,14 @@ async def open_instance(
             for text in watcher.blind:
                 log.emit("warning", text=f"cannot see {text}")
         yield instance
+
+
+def start_launcher(reaper: Reaper, argv: Sequence[str], control: int) -> Child:
+    """It holds none of our streams but stderr, where a crash of its own would be told."""
+    with open(os.devnull, "r+b") as null:  # noqa: PTH123
+        return reaper.spawn(
+            argv, env={}, stdin=null.fileno(), stdout=null.fileno(), pass_fds=(control,)
+        )
 
 
 @contextmanager

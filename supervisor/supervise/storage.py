@@ -14,7 +14,7 @@ import trio
 from supervisor.container.host import on_overlay
 from supervisor.container.rootfs import Layers
 from supervisor.container.spawn import Streams
-from supervisor.errors import KernelError
+from supervisor.errors import KernelError, SpawnError
 from supervisor.model.job import JobSpec
 from supervisor.record import exit_record
 from supervisor.record.runs import StateDir
@@ -42,6 +42,9 @@ class Storage:
             if isinstance(error, KernelError):
                 raise
             raise KernelError("open", _name(error), error.errno or 0) from error
+        except SpawnError:
+            self.close()
+            raise
 
     def _open(self) -> Streams:
         if self._state is None:
@@ -68,6 +71,9 @@ class Storage:
         own = scratch if self._state is None else self._state.runs / self._run
         base = layer_base(self._spec, own)
         if base is None:
+            if self._spec.keep:
+                why = "the writable layer is in memory here, and cannot be kept"
+                raise SpawnError("mounts", 0, str(own or ""), why, hint="set keep = false")
             return Layers(None)
         for name in ("upper", "work"):
             (base / name).mkdir(mode=0o755, parents=True)
