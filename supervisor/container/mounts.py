@@ -64,10 +64,10 @@ class Operation:
         return (type(self).__name__, *(getattr(self, name) for name in self.__slots__))
 
     def describe(self) -> str:
-        raise NotImplementedError
+        return type(self).__name__
 
     def execute(self, context: Context) -> None:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does nothing")
 
 
 class MakeDir(Operation):

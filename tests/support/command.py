@@ -64,6 +64,9 @@ class Supervise:
                     f"supervise {' '.join(map(str, arguments))}: not done after {timeout:g} s\n"
                     f"--- stdout\n{out}\n--- stderr\n{err}"
                 ) from None
+            except BaseException:
+                process.kill()  # or leaving the block would wait for it, for ever if it hangs
+                raise
         return Done(out, err, process.returncode)
 
     def start(
