@@ -128,7 +128,7 @@ class Run:
                 self.subscription.close()
         finally:
             with trio.CancelScope(shield=True):
-                await self._remove_cgroup()
+                await self._tidy(self._remove_cgroup())
 
     def _enforceable(self) -> Limits:
         """The limits this host can enforce; LimitError for the others, or a warning each."""
@@ -145,7 +145,7 @@ class Run:
         delay = 0.001
         while not self.cgroup.try_remove():
             if delay > 1:
-                await self._tidy(trio.to_thread.run_sync(self.cgroup.remove))
+                await trio.to_thread.run_sync(self.cgroup.remove)
                 return
             await trio.sleep(delay)
             delay *= 2
