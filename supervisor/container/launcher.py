@@ -105,7 +105,12 @@ def serve_one(control: _socket.socket) -> bool:
             protocol.REFUSED, "clone", error.errno or 0, error.path or "", error.operation
         )
         send(control, answer, ())
-    except (ValueError, TypeError, EOFError) as error:
+    except OSError as error:
+        answer = protocol.pack(
+            protocol.REFUSED, "clone", error.errno or 0, str(error.filename or ""), ""
+        )
+        send(control, answer, ())
+    except (LookupError, ValueError, TypeError, EOFError) as error:
         send(control, protocol.pack(protocol.REFUSED, "request", 0, "", repr(error)), ())
     else:
         send(control, protocol.pack(protocol.CLONED, pid), (pidfd,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import socket
@@ -127,6 +128,8 @@ def test_the_end_of_the_supervisor_is_the_end_of_the_launcher(pair: Pair):
         marshal.dumps(7),
         marshal.dumps((protocol.VERSION, 1)),
         request().pack()[:-20],
+        request(operations=(("no such operation", "/"),)).pack(),
+        request(operations=((),)).pack(),
     ],
 )
 def test_what_cannot_be_understood_is_refused_and_costs_no_descriptor(pair: Pair, data):
@@ -141,6 +144,16 @@ def test_what_cannot_be_understood_is_refused_and_costs_no_descriptor(pair: Pair
         os.close(file)
     assert answer[:2] == (protocol.REFUSED, "request")
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_cgroup_that_is_gone_is_refused_by_name_and_the_launcher_lives(pair: Pair, tmp_path):
+    ours, theirs = pair
+    gone = str(tmp_path / "gone")
+    data = request(operations=(), flags=0, init_dir=gone).pack()
+    spawn.send(ours, data, (ours.fileno(),) * len(protocol.DESCRIPTORS))
+    assert launcher.serve_one(theirs) is True
+    answer = protocol.unpack(ours.recv(65536), (protocol.REFUSED,))
+    assert answer[1:4] == ("clone", errno.ENOENT, gone)
 
 
 def test_too_few_descriptors_are_refused(pair: Pair):
