@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from tests.vm import engines, kernel, session
 from tests.vm.errors import RigError
-from tests.vm.guest import Guest
+from tests.vm.guest import Guest, Hierarchy
 
 PACKAGE_OF = {
     "busybox": "busybox-static",
@@ -29,7 +29,8 @@ PACKAGE_OF = {
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; `command` without the `--` before it."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.vm", description="Run one command as root in a cgroup v2 guest."
+        prog="python -m tests.vm",
+        description="Run one command as root in a throw-away guest, by default with cgroup v2.",
     )
     add = parser.add_argument
     add("--engine", choices=("uml", "qemu"), default="uml", help="default: uml, the quick one")
@@ -40,6 +41,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--writable", type=Path, action="append", default=[], metavar="DIRECTORY",
         help="a host directory the guest may write")  # fmt: skip
     add("--disk", action="append", default=[], metavar="SIZE", help="an empty /dev/vda, vdb, ...")
+    add("--hierarchy", default="v2", metavar="KIND",
+        help="v2 (default): every controller on the unified hierarchy; v1: none, each on one of "
+        "its own; hybrid: the same, with an empty unified one beside them; mixed:NAME,NAME...: "
+        "these on v1 and the others on the unified one")  # fmt: skip
+    add("--append", action="append", default=[], metavar="WORDS",
+        help="for the kernel's command line, e.g. --append 'cgroup_no_v1=memory psi=0'; "
+        "they come last")  # fmt: skip
     add("--terminal", action="store_true", help="give the command this terminal")
     add("--prepare", action="store_true", help="only fill the cache of kernels")
     add("command", nargs=argparse.REMAINDER)
@@ -61,6 +69,8 @@ def guest_of(options: argparse.Namespace) -> Guest:
         writable=tuple(directory.resolve(strict=True) for directory in options.writable),
         disks=tuple(options.disk),
         terminal=options.terminal,
+        hierarchy=Hierarchy.parse(options.hierarchy),
+        append=tuple(word for words in options.append for word in words.split()),
     )
 
 

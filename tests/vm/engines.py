@@ -23,7 +23,7 @@ from tests.vm.kernel import Kernel
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 PR_SET_PDEATHSIG = 1
-APPEND = "quiet cgroup_no_v1=all rcupdate.rcu_expedited=1 cryptomgr.notests audit=0"
+APPEND = "quiet rcupdate.rcu_expedited=1 cryptomgr.notests audit=0"
 QEMU_APPEND = (
     "console=ttyS0 panic=-1 mitigations=off nokaslr psi=1 random.trust_cpu=on no_timer_check "
 )
@@ -103,9 +103,15 @@ def _start_uml(
     argv += ["con=null", "con0=null,fd:2", "ssl=null", *ports]
     argv += ["ssl0=fd:0,fd:1"] if guest.terminal else []
     argv += [f"ubd{i}={path}" for i, path in enumerate(disks)]
-    script = "\n".join([*mounts, shlex.join([*argv, *APPEND.split()]), "exit"])
+    argv += _append(guest, APPEND)
+    script = "\n".join([*mounts, shlex.join(argv), "exit"])
     space = ["unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc"]
     _spawn(machine, [*space, "sh", "-ec", script], "console", terminal=guest.terminal)
+
+
+def _append(guest: Guest, ours: str) -> list[str]:
+    """The end of the kernel's command line; the caller's words come last, so that they decide."""
+    return [*ours.split(), *guest.hierarchy.kernel_arguments.split(), *guest.append]
 
 
 def _start_virtiofsd(machine: Machine, mounts: list[str], tree: Path) -> None:
@@ -125,7 +131,7 @@ def _qemu(guest: Guest, kernel: Kernel, machine: Machine, disks: list[Path]) -> 
     # Under multi-threaded TCG guest kernels die now and then of "Oops: int3": one CPU runs the
     # static key that another is patching.
     emulated = guest.accelerator == "tcg"
-    append = QEMU_APPEND + APPEND + (" supervise.disks" if disks else "")
+    append = " ".join(_append(guest, QEMU_APPEND + APPEND + " supervise.disks" * bool(disks)))
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-M", "q35,memory-backend=mem", "-m", str(guest.memory), "-smp", str(guest.cpus)),

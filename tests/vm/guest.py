@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm.archive import Member, cpio
+from tests.vm.errors import RigError
 from tests.vm.kernel import Engine, Kernel
 
 NOT_PASSED = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR"})
@@ -20,8 +21,48 @@ HOST_ROOT = {
 
 
 @dataclass(frozen=True)
+class Hierarchy:
+    """Where the guest mounts the controllers of cgroups.
+
+    `v1`: those on hierarchies of their own, by the names of /proc/cgroups; `("*",)`: all that the
+    kernel has there.  `unified`: where cgroup2 is mounted, empty for nowhere; it has the others.
+    """
+
+    v1: tuple[str, ...] = ()
+    unified: str = "/sys/fs/cgroup"
+
+    @classmethod
+    def parse(cls, word: str) -> Hierarchy:
+        """`v2`, `v1`, `hybrid`, or `mixed:` and the controllers of v1, with commas between.
+
+        Raises RigError for any other word.
+        """
+        kind, _, names = word.partition(":")
+        controllers = tuple(names.split(",")) if names else ()
+        if word == "v2":
+            return cls()
+        if word in ("v1", "hybrid"):
+            return cls(("*",), UNIFIED if word == "hybrid" else "")
+        if kind == "mixed" and controllers and all(name.isidentifier() for name in controllers):
+            return cls(controllers, UNIFIED)
+        raise RigError(f"--hierarchy {word}: use v2, v1, hybrid or mixed:CONTROLLER,...")
+
+    @property
+    def kernel_arguments(self) -> str:
+        """What the kernel's command line needs for it."""
+        return "" if self.v1 else "cgroup_no_v1=all"
+
+
+UNIFIED = "/sys/fs/cgroup/unified"
+"""Where systemd mounts the unified hierarchy on hybrid hosts."""
+
+
+@dataclass(frozen=True)
 class Guest:
-    """One run.  `memory` in MiB; `disks` are sizes as truncate(1) takes them."""
+    """One run.  `memory` in MiB; `disks` are sizes as truncate(1) takes them.
+
+    `append` goes to the end of the kernel's command line.
+    """
 
     engine: Engine
     command: tuple[str, ...]
@@ -31,6 +72,8 @@ class Guest:
     writable: tuple[Path, ...] = ()
     disks: tuple[str, ...] = ()
     terminal: bool = False
+    hierarchy: Hierarchy = Hierarchy()
+    append: tuple[str, ...] = ()
 
 
 def host_mounts(tree: Path, modules: Path, writable: tuple[Path, ...]) -> list[str]:
@@ -51,6 +94,7 @@ def initrd(guest: Guest, kernel: Kernel, tree: Path) -> bytes:
     files = {
         "run.sh": _script(guest, os.environ, Path.cwd()),
         "binds": "".join(_bind(str(directory)) for directory in guest.writable),
+        "hierarchy": _hierarchy(guest.hierarchy),
         "engine": HOST_ROOT[guest.engine].replace("{tree}", shlex.quote(str(tree))),
     }
     if guest.terminal:
@@ -58,6 +102,10 @@ def initrd(guest: Guest, kernel: Kernel, tree: Path) -> bytes:
         files["terminal"] = f"rows {size.lines} cols {size.columns}\n"
     members = [Member(name, 0o100600, text.encode()) for name, text in files.items()]
     return kernel.initrd.read_bytes() + cpio(members)
+
+
+def _hierarchy(hierarchy: Hierarchy) -> str:
+    return f"v1='{' '.join(hierarchy.v1)}'\nunified={hierarchy.unified}\n"
 
 
 def _bind(directory: str) -> str:

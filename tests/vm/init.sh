@@ -24,9 +24,11 @@ cd /new || die "no new root"
 mkdir -p proc sys dev run scratch lib/modules
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs scratch
+mkdir -p var/lib/supervise # what an instance on the host keeps there meanwhile is not the guest's
+mount -t tmpfs -o mode=755 tmpfs var/lib/supervise
 mkdir -p run/vm
 cp /bin/busybox run/vm/busybox
-cp /stage2 /run.sh run/vm/
+cp /stage2 /run.sh /hierarchy run/vm/
 [ ! -e /terminal ] || cp /terminal run/vm/
 ln -s busybox run/vm/modprobe
 mount --bind /lower/proc lib/modules # the kernel's own modules: see guest.py

@@ -18,10 +18,35 @@ $b mknod -m 666 /dev/net/tun c 10 200
 $b mknod /dev/loop-control c 10 237
 echo /run/vm/modprobe >/proc/sys/kernel/modprobe
 
-$b mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
-for controller in $($b cat /sys/fs/cgroup/cgroup.controllers); do
-    echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control
-done
+# Cgroups as /run/vm/hierarchy asks for ($v1, $unified: see guest.py).  The v1 ones come first: the
+# unified hierarchy gets every controller that is on no other.
+. /run/vm/hierarchy
+top=/sys/fs/cgroup
+fail() { # the caller shows the end of the console
+    echo "vm: $*" >/dev/console
+    $b halt -f
+}
+if [ -n "$v1" ]; then
+    $b mount -t tmpfs -o mode=755 tmpfs $top
+    must=yes
+    # shellcheck disable=SC2016 # an awk program
+    [ "$v1" != "*" ] || { must= v1=$($b awk '!/^#/ && $4 == 1 { print $1 }' /proc/cgroups); }
+    for controller in $v1; do
+        $b mkdir $top/$controller
+        if ! $b mount -t cgroup -o $controller $controller $top/$controller 2>/dev/null; then
+            [ -z "$must" ] || fail "this kernel has no v1 hierarchy with $controller"
+            $b rmdir $top/$controller
+        fi
+    done
+    [ ! -e $top/cpuset ] || echo 1 >$top/cpuset/cgroup.clone_children # or no process may join
+fi
+if [ -n "$unified" ]; then
+    $b mkdir -p $unified
+    $b mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 $unified
+    for controller in $($b cat $unified/cgroup.controllers); do
+        echo "+$controller" >$unified/cgroup.subtree_control
+    done
+fi
 
 for letter in a b c d; do # User-Mode Linux names its disks otherwise
     [ ! -e /dev/ubd$letter ] || $b ln -s ubd$letter /dev/vd$letter
@@ -46,9 +71,13 @@ out=$!
 $b cat /run/vm/err >"${port}2" 9>&- &
 err=$!
 
-# The command is this PID 1's child, in a cgroup of its own, as a service would be.
-$b mkdir /sys/fs/cgroup/command
-join='echo 0 >/sys/fs/cgroup/command/cgroup.procs; exec /bin/sh /run/vm/run.sh'
+# The command is this PID 1's child, in a cgroup of its own in every hierarchy, as a service would be.
+join=
+for group in $([ -z "$v1" ] || echo $top/*) $unified; do
+    $b mkdir -p "$group/command"
+    join="$join echo 0 >$group/command/cgroup.procs;"
+done
+join="$join exec /bin/sh /run/vm/run.sh"
 echo "begin $($b cut -d' ' -f1 /proc/uptime)" >&9
 if [ -e /run/vm/terminal ]; then
     : >/run/vm/out

@@ -12,6 +12,7 @@ import pytest
 from tests.support.command import ROOT
 from tests.vm import archive, kernel, session
 from tests.vm.errors import RigError
+from tests.vm.guest import Hierarchy
 
 pytestmark = pytest.mark.timeout(300)  # the first boot downloads a kernel
 
@@ -39,6 +40,57 @@ def test_streams_and_status_come_back_from_a_v2_host(tmp_path: Path) -> None:
     assert "told\n" in done.stderr
     assert {"memory", "pids", "cpu", "io"} <= set((shared / "yes").read_text().split())
     assert list(private.iterdir()) == []
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize(
+    ("kind", "unified", "on_v1", "on_v2"),
+    [
+        ("v1", "", {"memory", "pids", "cpu", "cpuacct", "blkio", "freezer"}, None),
+        ("hybrid", "/unified", {"memory", "pids", "cpu", "cpuacct", "blkio", "freezer"}, set()),
+        ("mixed:memory,pids", "/unified", {"memory", "pids"}, {"cpu", "io"}),
+    ],
+)
+def test_the_hierarchies_are_those_asked_for(
+    kind: str, unified: str, on_v1: set[str], on_v2: set[str] | None
+) -> None:
+    """The command is below the root in each, as a service would be."""
+    script = f"cat /proc/self/cgroup; echo -; cat /sys/fs/cgroup{unified}/cgroup.controllers"
+    done = vm("--hierarchy", kind, "--", "sh", "-c", script)
+    above, _, listed = done.stdout.partition("-\n")
+    lines = above.splitlines()
+    if on_v2 is None:
+        assert "No such file" in done.stderr
+    else:
+        assert lines.pop() == "0::/command"
+        assert set(listed.split()) == on_v2
+    found = [line.split(":") for line in lines]
+    assert all(path == "/command" for _, _, path in found), done.stdout
+    assert on_v1 <= {name for _, name, _ in found}
+    assert kind != "mixed:memory,pids" or len(found) == 2
+
+
+@pytest.mark.vm
+def test_a_controller_the_kernel_lacks_is_an_error_of_the_guest() -> None:
+    done = vm("--hierarchy", "mixed:nonsense", "--", "true")
+    assert done.returncode == 125
+    assert "this kernel has no v1 hierarchy with nonsense" in done.stderr
+
+
+@pytest.mark.vm
+def test_words_for_the_kernel_come_last_and_the_hosts_state_is_not_seen() -> None:
+    words = ("--append", "one=1 two", "--append", "one=2")
+    done = vm(*words, "--", "sh", "-c", "cat /proc/cmdline; ls -A /run /var/lib/supervise")
+    assert done.returncode == 0, done.stderr
+    line, *listed = done.stdout.splitlines()
+    assert "cgroup_no_v1=all one=1 two one=2" in line
+    assert listed == ["/run:", "vm", "", "/var/lib/supervise:"]
+
+
+def test_an_unknown_hierarchy_is_refused_with_the_known_ones() -> None:
+    for word in ("v3", "mixed", "mixed:", "mixed:a b", "hybrid:memory"):
+        with pytest.raises(RigError, match="use v2, v1, hybrid or mixed:CONTROLLER"):
+            Hierarchy.parse(word)
 
 
 @pytest.mark.vm
