@@ -166,12 +166,15 @@ def _reached(prefixes: Iterable[str]) -> bool:
 
 
 class Cpu:
-    """cpu.cfs_quota_us, cpu.cfs_period_us, cpu.shares; 1024 shares are weight 100."""
+    """cpu.cfs_quota_us, cpu.cfs_period_us, cpu.shares; 1024 shares are weight 100.
+
+    Shares count among siblings: the runs compete by those of RUN, not of the payload below it.
+    """
 
     def __init__(self, directory: str) -> None:
         self._quota = f"{directory}/cpu.cfs_quota_us"
         self._period = f"{directory}/cpu.cfs_period_us"
-        self._shares = f"{directory}/cpu.shares"
+        self._shares = f"{os.path.dirname(directory)}/cpu.shares"
         self._stat = f"{directory}/cpu.stat"
         self._period_now = PERIOD
 

@@ -5,6 +5,7 @@ For this package only.  Twin of `v1`: the same parts, other files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from supervisor.cgroup import files
@@ -149,11 +150,11 @@ class Memory:
 
 
 class Cpu:
-    """cpu.max and cpu.weight."""
+    """cpu.max, and cpu.weight, which counts among siblings: RUN's, not the payload's below it."""
 
     def __init__(self, directory: str) -> None:
         self._max = f"{directory}/cpu.max"
-        self._weight = f"{directory}/cpu.weight"
+        self._weight = f"{os.path.dirname(directory)}/cpu.weight"
         self._stat = f"{directory}/cpu.stat"
 
     def set(self, cpus: float | None, weight: int | None) -> list[Reading]:

@@ -412,6 +412,36 @@ def test_usage_tells_of_cpu_and_memory(manager: Manager) -> None:
     assert usage.memory_peak and usage.memory_peak > MIB
 
 
+BURN = """
+import os, time
+os.sched_setaffinity(0, {0})
+print("ready", flush=True)
+while True:
+    pass
+"""
+
+
+def test_jobs_share_a_cpu_by_their_weights(manager: Manager) -> None:
+    """What counts is the weight among siblings: that of the run's directory, not the payload's."""
+    weights = {"heavy": 400, "light": 100}
+    jobs = {name: manager.create(name) for name in weights}
+    for name, weight in weights.items():
+        jobs[name].apply(Limits(cpu_weight=weight))
+    burners = [python(job, BURN) for job in jobs.values()]
+    assert [line(burner) for burner in burners] == ["ready"] * 2
+
+    def used(name: str) -> float:
+        return jobs[name].usage().cpu or 0.0
+
+    began = {name: used(name) for name in jobs}
+    assert files.until(lambda: used("heavy") - began["heavy"] > 1.5, 60)
+    ratio = (used("heavy") - began["heavy"]) / (used("light") - began["light"])
+    for job, burner in zip(jobs.values(), burners, strict=True):
+        job.kill()
+        assert end(burner) == -signal.SIGKILL
+    assert 2.5 < ratio < 6
+
+
 def test_runs_prepared_ahead_are_used_and_removed(manager: Manager) -> None:
     manager.prepare(2)
     before = {d for layer in manager.layers for d in files.names(layer.directory)}
