@@ -7,7 +7,8 @@ The cast, from the host inwards:
      │                      its own                                                      (engines)
      └─ the machine         qemu-system-x86_64, or linux.uml in a pid namespace of its own (engines)
          └─ init.sh         the guest's first PID 1: mounts the host's root under a tmpfs overlay
-             └─ stage2.sh   its second: devices, cgroups; starts the command; reports its status
+             └─ stage2.sh   its second: devices and cgroups (systemd/stage2.sh: systemd)
+             └─ report.sh   starts the command; reports its status
                  └─ run.sh  changes to the caller's directory and environment; the command (guest)
 
 stdout and stderr of the command and the status ("begin UPTIME", then "exit STATUS") come back by

@@ -16,6 +16,7 @@ from typing import NoReturn
 from tests.vm import engines, kernel, session
 from tests.vm.errors import RigError
 from tests.vm.guest import Guest, Hierarchy
+from tests.vm.systemd import root
 
 PACKAGE_OF = {
     "busybox": "busybox-static",
@@ -48,8 +49,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--append", action="append", default=[], metavar="WORDS",
         help="for the kernel's command line, e.g. --append 'cgroup_no_v1=memory psi=0'; "
         "they come last")  # fmt: skip
+    add("--systemd", action="store_true",
+        help="a small Debian root with systemd as PID 1, which sees of the host the current "
+        "directory and what --show names, read-only")  # fmt: skip
+    add("--show", type=Path, action="append", default=[], metavar="DIRECTORY")
     add("--terminal", action="store_true", help="give the command this terminal")
-    add("--prepare", action="store_true", help="only fill the cache of kernels")
+    add("--prepare", action="store_true", help="only fill the cache of kernels and roots")
     add("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(argv)
     options.command = options.command[options.command[:1] == ["--"] :]
@@ -71,6 +76,8 @@ def guest_of(options: argparse.Namespace) -> Guest:
         terminal=options.terminal,
         hierarchy=Hierarchy.parse(options.hierarchy),
         append=tuple(word for words in options.append for word in words.split()),
+        debian=root.prepare(kernel.cache_directory()) if options.systemd else None,
+        shown=tuple(d.resolve(strict=True) for d in (Path.cwd(), *options.show) if options.systemd),
     )
 
 

@@ -12,6 +12,7 @@ from tests.vm.archive import Member, cpio
 from tests.vm.errors import RigError
 from tests.vm.kernel import Engine, Kernel
 
+HERE = Path(__file__).parent
 NOT_PASSED = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR"})
 
 HOST_ROOT = {
@@ -61,7 +62,9 @@ UNIFIED = "/sys/fs/cgroup/unified"
 class Guest:
     """One run.  `memory` in MiB; `disks` are sizes as truncate(1) takes them.
 
-    `append` goes to the end of the kernel's command line.
+    `append` goes to the end of the kernel's command line.  `debian`: the directory of a root with
+    systemd, in place of the host's root; then `shown` are directories of the host that it sees
+    beside it, at their places and read-only.
     """
 
     engine: Engine
@@ -74,6 +77,8 @@ class Guest:
     terminal: bool = False
     hierarchy: Hierarchy = Hierarchy()
     append: tuple[str, ...] = ()
+    debian: Path | None = None
+    shown: tuple[Path, ...] = ()
 
 
 def host_mounts(tree: Path, modules: Path, writable: tuple[Path, ...]) -> list[str]:
@@ -93,14 +98,17 @@ def initrd(guest: Guest, kernel: Kernel, tree: Path) -> bytes:
     """The cached initrd, followed by a small archive with the files of this run."""
     files = {
         "run.sh": _script(guest, os.environ, Path.cwd()),
-        "binds": "".join(_bind(str(directory)) for directory in guest.writable),
+        "binds": "".join(_bind(str(d)) for d in (*guest.shown, *guest.writable)),
         "hierarchy": _hierarchy(guest.hierarchy),
         "engine": HOST_ROOT[guest.engine].replace("{tree}", shlex.quote(str(tree))),
     }
+    if guest.debian:
+        files["engine"] += f"root={shlex.quote(str(guest.debian))}\n"
+        files["stage2"] = (HERE / "systemd/stage2.sh").read_text()
     if guest.terminal:
         size = os.get_terminal_size()
         files["terminal"] = f"rows {size.lines} cols {size.columns}\n"
-    members = [Member(name, 0o100600, text.encode()) for name, text in files.items()]
+    members = [Member(name, 0o100700, text.encode()) for name, text in files.items()]
     return kernel.initrd.read_bytes() + cpio(members)
 
 

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The guest's PID 1 in the initrd: puts the host's root under an overlay and goes on there.
-# /engine (of this run) mounts the host's root on /lower and defines how to turn the machine off.
+# /engine (of this run) mounts the host's root on /lower and defines how to turn the machine off;
+# $root: the directory of the host that is this guest's root, empty for the host's own.
 /bin/busybox mkdir -p /bin /proc /sys /dev /lower /rw /new
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -9,6 +10,7 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 for module in $(cat /early); do insmod "$module"; done
 
+root=
 die() {
     echo "vm: $*" >/dev/console
     turn_off
@@ -17,7 +19,7 @@ die() {
 
 mount -t tmpfs -o size=75%,mode=755 tmpfs /rw
 mkdir /rw/upper /rw/work
-mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work root /new ||
+mount -t overlay -o "lowerdir=/lower$root,upperdir=/rw/upper,workdir=/rw/work" root /new ||
     die "the overlay over the host's root cannot be mounted"
 
 cd /new || die "no new root"
@@ -28,7 +30,7 @@ mkdir -p var/lib/supervise # what an instance on the host keeps there meanwhile 
 mount -t tmpfs -o mode=755 tmpfs var/lib/supervise
 mkdir -p run/vm
 cp /bin/busybox run/vm/busybox
-cp /stage2 /run.sh /hierarchy run/vm/
+cp /stage2 /report /run.sh /hierarchy run/vm/
 [ ! -e /terminal ] || cp /terminal run/vm/
 ln -s busybox run/vm/modprobe
 mount --bind /lower/proc lib/modules # the kernel's own modules: see guest.py

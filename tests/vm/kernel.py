@@ -74,11 +74,12 @@ def prepare(engine: Engine, busybox: Path, cache: Path) -> Kernel:
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             made = Path(scratch, "ready")
             _make_ready(engine, image, modules, busybox, made)
-            _put(made, ready)
+            put(made, ready)
     return Kernel(ready / "kernel", ready / "initrd", ready / "modules")
 
 
-def _put(made: Path, place: Path) -> None:
+def put(made: Path, place: Path) -> None:
+    """Rename what was made beside its place into the cache."""
     try:
         made.rename(place)
     except OSError:
@@ -97,7 +98,7 @@ def _only(tree: Path, pattern: str) -> Path:
 def _recipe(image: Path) -> str:
     """What the result depends on: the kernel, and everything in this directory."""
     digest = hashlib.sha256(f"{image} {image.stat().st_mtime_ns}".encode())
-    for name in ("kernel.py", "archive.py", "init.sh", "stage2.sh"):
+    for name in ("kernel.py", "archive.py", "init.sh", "stage2.sh", "report.sh"):
         digest.update((HERE / name).read_bytes())
     return digest.hexdigest()[:12]
 
@@ -112,8 +113,8 @@ def _unpacked(engine: Engine, cache: Path) -> Path:
         sandbox = ("-o", "APT::Sandbox::User=root")
         _apt("get", "download", "-qq", *sandbox, _package(engine), cwd=scratch)
         archive = _only(Path(scratch), "*.deb")
-        _run(["dpkg-deb", "-x", str(archive), f"{scratch}/tree"])
-        _put(Path(scratch, "tree"), place)
+        run(["dpkg-deb", "-x", str(archive), f"{scratch}/tree"])
+        put(Path(scratch, "tree"), place)
     return place
 
 
@@ -128,12 +129,13 @@ def _package(engine: Engine) -> str:
 
 def _apt(tool: str, *arguments: str, cwd: str | None = None) -> str:
     try:
-        return _run([f"apt-{tool}", *arguments], cwd)
+        return run([f"apt-{tool}", *arguments], cwd)
     except RigError as error:
         raise RigError(f"{error}\n(no package list yet? apt-get update)") from error
 
 
-def _run(argv: list[str], cwd: str | None = None) -> str:
+def run(argv: list[str], cwd: str | None = None) -> str:
+    """A command's stdout.  Raises RigError, with what it said, when it fails."""
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RigError(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
@@ -159,13 +161,13 @@ def _uncompress_modules(release: Path, busybox: Path) -> None:
     """The guest's insmod is busybox's, which reads no packed modules; the index follows."""
     packed = [str(path) for path in release.rglob("*.ko.xz")]
     for first in range(0, len(packed), 200):
-        _run(["xz", "-d", *packed[first : first + 200]])
+        run(["xz", "-d", *packed[first : first + 200]])
     # depmod takes BASE/lib/modules/RELEASE
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch, "lib")
         base.mkdir()
         (base / "modules").symlink_to(release.parent)
-        _run([str(busybox), "depmod", "-b", scratch, release.name])
+        run([str(busybox), "depmod", "-b", scratch, release.name])
 
 
 def _system(busybox: Path) -> Iterator[Member]:
@@ -173,6 +175,7 @@ def _system(busybox: Path) -> Iterator[Member]:
     yield Member("bin/busybox", 0o100755, busybox.read_bytes())
     yield Member("init", 0o100755, (HERE / "init.sh").read_bytes())
     yield Member("stage2", 0o100755, (HERE / "stage2.sh").read_bytes())
+    yield Member("report", 0o100755, (HERE / "report.sh").read_bytes())
 
 
 def _early_modules(release: Path) -> Iterator[Member]:
