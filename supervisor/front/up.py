@@ -17,7 +17,7 @@ import trio
 
 from supervisor import __version__
 from supervisor.front import config as configuration
-from supervisor.front import lines, live, summary
+from supervisor.front import lines, live, notify, summary
 from supervisor.front.config import Config
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy
@@ -33,11 +33,12 @@ def up(path: Path, *, as_json: bool, plain: bool, color: str) -> int:
 
     Raises ConfigError and SupervisorError: then no job has been started.
     """
+    service_manager = notify.take(os.environ)
     config = configuration.load(path)
     policies = registry.load(
         config.supervisor.plugins, config.policies, config.jobs, where=config.where
     )
-    return trio.run(_up, config, policies, _Show(as_json, plain, color))
+    return trio.run(_up, config, policies, _Show(as_json, plain, color), service_manager)
 
 
 class _Show:
@@ -79,7 +80,9 @@ class _Show:
         out.flush()
 
 
-async def _up(config: Config, policies: tuple[Policy, ...], show: _Show) -> int:
+async def _up(
+    config: Config, policies: tuple[Policy, ...], show: _Show, told: notify.Address | None
+) -> int:
     settings = settings_of(config)
     assert settings.state is not None
     manager = examine(settings, config.jobs)
@@ -91,7 +94,8 @@ async def _up(config: Config, policies: tuple[Policy, ...], show: _Show) -> int:
             async with show.running(instance, log), trio.open_nursery() as nursery:
                 await nursery.start(obey_signals, instance)
                 log.emit("supervisor_started", **_facts(config, instance))
-                await instance.run()
+                async with notify.informed(told, instance, log):
+                    await instance.run()
                 nursery.cancel_scope.cancel()
             status = _status(instance)
             log.emit("supervisor_stopped", interrupted=instance.interrupted, exit_status=status)
