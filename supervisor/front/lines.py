@@ -4,20 +4,18 @@ The plain view (no terminal, or no rich), the live view's margin notes, the summ
 explanations all write sizes, durations and reasons by the functions here.  Pure, but for
 `Printer`, which writes without ever holding up the event loop.
 
-May import: `errors`, `model`, `record`, trio.
+May import: `errors`, `model`, `record`, `front.outlet`.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from errno import EBADF, EIO, EPIPE
 from typing import Any, TextIO
 
-import trio
-
+from supervisor.front.outlet import Outlet
 from supervisor.model.record import Reason
 
 Entry = Mapping[str, Any]
@@ -194,67 +192,42 @@ GONE = (EPIPE, EIO, EBADF)
 """What a stream says whose reader, or whose terminal, is there no more."""
 
 
-class Printer:
+class Printer(Outlet[str]):
     """Writes entries to a stream, line by line, from a worker thread.
 
     A subscriber of the event log that never blocks: a terminal stopped by Ctrl-S, or a pipe
-    nobody reads, holds up the lines but no job.  What waits is bounded; what is dropped is told.
+    nobody reads, holds up the lines but no job.
     """
 
-    ROOM = 10_000
-
     def __init__(self, stream: TextIO, render: Callable[[Entry], str | None]) -> None:
+        super().__init__()
         self._stream = stream
         self._render = render
-        self._waiting: deque[str] = deque()
-        self._dropped = 0
-        self._wake = trio.Event()
-        self.closed = False
-        """The reader of the stream has gone away; nothing is written any more."""
 
     def __call__(self, entry: Entry) -> None:
         line = self._render(entry)
         if line is not None:
             self.say(line)
 
-    def say(self, line: str) -> None:
-        """Queue one line of text."""
-        if len(self._waiting) < self.ROOM:
-            self._waiting.append(line)
-        else:
-            self._dropped += 1
-        self._wake.set()
-
     def take(self) -> str:
         """All that waits, as text ready to be written; empty when nothing does."""
-        lines = list(self._waiting)
-        self._waiting.clear()
-        if self._dropped:
-            lines.append(f"({self._dropped} lines are not shown: they came too fast)")
-            self._dropped = 0
-        return "".join(line + "\n" for line in lines)
+        return _text(*self.drain())
 
-    async def run(self) -> None:
-        """Write until cancelled; then write what is left, if that takes no longer than 1 s."""
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
-                await self._flush()
-        finally:
-            with trio.move_on_after(1, shield=True):
-                await self._flush()
-
-    async def _flush(self) -> None:
-        text = self.take()
-        if text and not self.closed:
-            await trio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
-
-    def _write(self, text: str) -> None:
+    def write(self, items: Sequence[str], dropped: int) -> None:
         encoding = self._stream.encoding or "utf-8"
+        text = _text(items, dropped)
         try:
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
         except OSError as error:
             # A full disk may have room again (the stream keeps its buffer); the log has it all.
             self.closed = error.errno in GONE
+
+
+def _text(lines: Sequence[str], dropped: int) -> str:
+    return "".join(line + "\n" for line in (*lines, *([lost(dropped)] if dropped else ())))
+
+
+def lost(count: int) -> str:
+    """What stands for the lines that were dropped."""
+    return f"({count} lines are not shown: they came too fast)"

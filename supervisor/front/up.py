@@ -17,7 +17,7 @@ import trio
 
 from supervisor import __version__
 from supervisor.front import config as configuration
-from supervisor.front import lines, live, notify, summary
+from supervisor.front import journal, lines, live, notify, summary
 from supervisor.front.config import Config
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy
@@ -51,7 +51,7 @@ class _Show:
         self.live = not plain and live.available(sys.stderr, os.environ)
 
     @asynccontextmanager
-    async def running(self, instance: Instance, log: EventLog) -> AsyncIterator[None]:
+    async def running(self, name: str, instance: Instance, log: EventLog) -> AsyncIterator[None]:
         """The view on stderr and, if asked for, the records on stdout, while the jobs run."""
         async with trio.open_nursery() as nursery:
             if self.as_json:
@@ -63,13 +63,16 @@ class _Show:
                 log.subscribe(table)
                 nursery.start_soon(table.run, instance.status)
             else:
-                printer = lines.Printer(
-                    sys.stderr, lambda entry: lines.line_of(entry, self.colour_err)
-                )
-                log.subscribe(printer)
-                nursery.start_soon(printer.run)
+                outlet = self._outlet(name)
+                log.subscribe(outlet)
+                nursery.start_soon(outlet.run)
             yield
             nursery.cancel_scope.cancel()
+
+    def _outlet(self, name: str) -> journal.Journal | lines.Printer:
+        if journal.connected(2, os.environ):
+            return journal.Journal(name, sys.stderr)
+        return lines.Printer(sys.stderr, lambda entry: lines.line_of(entry, self.colour_err))
 
     def summarise(self, instance: Instance, wall: float) -> None:
         out = sys.stderr if self.as_json else sys.stdout
@@ -91,7 +94,7 @@ async def _up(
     began = time.monotonic()
     try:
         async with open_instance(settings, config.jobs, policies, log, manager) as instance:
-            async with show.running(instance, log), trio.open_nursery() as nursery:
+            async with show.running(settings.name, instance, log), trio.open_nursery() as nursery:
                 await nursery.start(obey_signals, instance)
                 log.emit("supervisor_started", **_facts(config, instance))
                 async with notify.informed(told, instance, log):
