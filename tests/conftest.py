@@ -49,6 +49,7 @@ def tmp_state(tmp_path: Path) -> Iterator[State]:
     """A state directory and a run-time directory of this test's own."""
     (tmp_path / "state").mkdir()
     runtime = Path(tempfile.mkdtemp(prefix="sv-"))
+    runtime.chmod(0o711)  # as /run is: the root of a job's user namespace walks through it
     yield State(state=tmp_path / "state", runtime=runtime)
     shutil.rmtree(runtime)
 

@@ -10,12 +10,20 @@ import shlex
 from collections.abc import Iterator
 
 from supervisor.cgroup.api import Entry
-from supervisor.container import host, rootfs, users
+from supervisor.container import host, rootfs, seccomp, users
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
+from supervisor.linux import caps
 from supervisor.linux import constants as c
 from supervisor.model.job import JobSpec
 
+RLIMITS = {
+    "core": c.RLIMIT_CORE,
+    "fsize": c.RLIMIT_FSIZE,
+    "memlock": c.RLIMIT_MEMLOCK,
+    "nproc": c.RLIMIT_NPROC,
+    "stack": c.RLIMIT_STACK,
+}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -27,6 +35,7 @@ def request(
     identity = users.look_up(spec.root, spec.user, spec.user_group)
     env = environment(spec, identity)
     user_map = _user_map(spec, facts, identity)
+    allowed = capabilities(spec)
     return Request(
         run=run,
         flags=host.clone_flags(network=spec.network == "none", user=user_map is not None),
@@ -45,10 +54,31 @@ def request(
         uid=identity.uid,
         gid=identity.gid,
         groups=identity.groups,
-        drop_capabilities=facts.beyond_default if user_map or not facts.privileged else (),
-        open_files=spec.limits.open_files,
+        capabilities=tuple(sorted(allowed)),
+        ambient=_ambient(spec) if identity.uid else (),
+        rlimits=_rlimits(spec),
+        oom_score_adj=spec.oom_score_adj,
+        filters=seccomp.programs(spec.seccomp, allowed),
         working_dir=spec.working_dir,
     )
+
+
+def capabilities(spec: JobSpec) -> frozenset[int]:
+    """All that the job may ever have, by number."""
+    return caps.of_job(spec.capabilities.add, spec.capabilities.drop)
+
+
+def _ambient(spec: JobSpec) -> tuple[int, ...]:
+    """A user who is not root has what was added, and nothing of the default."""
+    asked = spec.capabilities
+    return tuple(sorted(caps.of_job(asked.add, ("ALL", *asked.drop)))) if asked.add else ()
+
+
+def _rlimits(spec: JobSpec) -> tuple[tuple[int, int], ...]:
+    wanted = {name: getattr(spec.rlimits, name) for name in RLIMITS}
+    wanted["nofile"] = spec.limits.open_files
+    numbers = RLIMITS | {"nofile": c.RLIMIT_NOFILE}
+    return tuple((numbers[name], value) for name, value in wanted.items() if value is not None)
 
 
 def environment(spec: JobSpec, identity: users.Identity) -> dict[str, str]:
@@ -106,14 +136,23 @@ def _describe_rest(request: Request) -> Iterator[str]:
     for path in request.payload_files:
         yield f"payload: write 0 > {path}"
     yield "payload: unshare CLONE_NEWCGROUP, setsid, close all but 0 1 2"
-    if request.open_files is not None:
-        yield f"payload: setrlimit NOFILE {request.open_files}"
-    if request.drop_capabilities:
-        yield f"payload: drop {len(request.drop_capabilities)} capabilities (bounding set)"
+    names = {number: name for name, number in RLIMITS.items()} | {c.RLIMIT_NOFILE: "nofile"}
+    for number, value in request.rlimits:
+        yield f"payload: setrlimit {names[number]} {value}"
+    yield "payload: keyctl JOIN_SESSION_KEYRING"
+    if request.oom_score_adj is not None:
+        yield f"payload: write {request.oom_score_adj} > /proc/self/oom_score_adj"
+    kept = " ".join(caps.NAMES[number].lower() for number in request.capabilities)
+    yield f"payload: bounding set of capabilities: {kept or 'empty'}"
     if request.user_map is None or request.user_map[2] > 1:
         yield "payload: setgroups " + ",".join(map(str, request.groups))
     yield f"payload: setresgid {request.gid}, setresuid {request.uid}"
+    if request.ambient:
+        kept = " ".join(caps.NAMES[number].lower() for number in request.ambient)
+        yield f"payload: ambient capabilities: {kept}"
     yield f"payload: PR_SET_NO_NEW_PRIVS, chdir {request.working_dir}"
+    for program in request.filters:
+        yield f"payload: PR_SET_SECCOMP, a filter of {len(program) // 8} instructions"
     argv = shlex.join(os.fsdecode(word) for word in request.argv)
     yield "payload: execve " + argv.replace("\n", "⏎")
     if b"/" not in request.argv[0]:

@@ -56,7 +56,11 @@ class PayloadCgroup:
             self.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open_fallback(self) -> None:
-        """For clone(2), which cannot take a cgroup: the child writes "0" here instead."""
+        """For who cannot clone into a cgroup: the child writes "0" here instead.
+
+        clone(2) has no argument for it; and clone3(2) asks whether the init's user may write to
+        the cgroup, while a write asks about who opened the file (since Linux 5.16).
+        """
         self.fallback = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.directory)
 
     def join(self) -> None:
@@ -137,31 +141,54 @@ def _guard(stage: str, function: object, *arguments: object) -> None:
         raise StageError(stage, error) from None
 
 
-def run_payload(request: Request, cgroup: PayloadCgroup, streams: tuple[int, int, int]) -> NoReturn:
-    """From the clone to exec; raises StageError when it could not get there."""
+def run_payload(
+    request: Request,
+    cgroup: PayloadCgroup,
+    streams: tuple[int, int, int],
+    bounding: frozenset[int],
+) -> NoReturn:
+    """From the clone to exec; raises StageError when it could not get there.
+
+    `bounding` is what the launcher has left of the bounding set.
+    """
     _guard("payload_cgroup", cgroup.join)
     _guard("payload_cgroup", syscalls.unshare, constants.CLONE_NEWCGROUP)
     os.setsid()
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
     syscalls.close_range(3, 0x7FFFFFFF, constants.CLOSE_RANGE_CLOEXEC)
-    if request.open_files is not None:
-        _guard(
-            "rlimits",
-            syscalls.setrlimit,
-            constants.RLIMIT_NOFILE,
-            request.open_files,
-            request.open_files,
-        )
-    _guard("capabilities", caps.drop_bounding, request.drop_capabilities)
+    for resource, value in request.rlimits:
+        _guard("rlimits", syscalls.setrlimit, resource, value, value)
+    _guard("keyring", syscalls.new_session_keyring)
+    if request.oom_score_adj is not None:
+        _guard("oom_score_adj", _set_oom_score_adj, request, request.oom_score_adj)
+    _guard("capabilities", caps.drop_bounding, bounding.difference(request.capabilities))
+    if request.ambient:
+        _guard("capabilities", caps.keep_through_setuid)
     _guard("user", _become, request)
+    if request.ambient:
+        _guard("capabilities", caps.make_ambient, frozenset(request.ambient))
     _guard("capabilities", syscalls.prctl, constants.PR_SET_NO_NEW_PRIVS, 1)
     try:
         os.chdir(request.working_dir)
     except OSError as error:
         raise StageError("working_dir", error, request.working_dir) from None
     _signal.pthread_sigmask(_signal.SIG_SETMASK, _NO_SIGNALS)
+    for program in request.filters:
+        _guard("seccomp", syscalls.install_filter, program)
     _exec(request)
+
+
+def _set_oom_score_adj(request: Request, value: int) -> None:
+    """Before the user changes: it is the kernel's choice that is weighed, nobody else's.
+
+    In a user namespace the files in /proc of a process that is not dumpable are the host's root's.
+    """
+    if request.user_map is not None:
+        syscalls.prctl(constants.PR_SET_DUMPABLE, 1)
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"%d" % value)
+    os.close(fd)
 
 
 def _become(request: Request) -> None:

@@ -67,7 +67,6 @@ class Facts:
     submounts   mount points of real file systems below /, outside of what a job has its own of
     pseudo      mount points of pseudo file systems at unusual places
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
-    beyond_default  the capabilities that no job has
     """
 
     work: str
@@ -76,7 +75,6 @@ class Facts:
     pseudo: tuple[str, ...] = ()
     masked: tuple[tuple[str, bool], ...] = ()
     read_only: tuple[str, ...] = ()
-    beyond_default: tuple[int, ...] = ()
 
 
 class Host:
@@ -111,7 +109,6 @@ def look(work: str) -> Facts:
         pseudo=pseudo,
         masked=tuple((path, os.path.isdir(path)) for path in MASKED if os.path.exists(path)),
         read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
-        beyond_default=caps.beyond_default(),
     )
 
 

@@ -47,12 +47,17 @@ class Descriptors:
             setattr(self, name, number)
 
 
-def run(request: Request, cgroup: child.PayloadCgroup, fds: Descriptors) -> NoReturn:
+def run(
+    request: Request,
+    cgroup: child.PayloadCgroup,
+    fds: Descriptors,
+    bounding: frozenset[int],
+) -> NoReturn:
     """Start the payload, be its init, and end this process.  StageError: it never started."""
     started = time.time()
     _set_apart(request)
     syscalls.prctl(constants.PR_SET_DUMPABLE, 0)
-    payload = start_payload(request, cgroup, fds)
+    payload = start_payload(request, cgroup, fds, bounding)
     status = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fds.status)
     _tell_started(status, payload)
     status.close()
@@ -75,7 +80,12 @@ def _set_apart(request: Request) -> None:
         os.setresgid(-1, -1, 1)
 
 
-def start_payload(request: Request, cgroup: child.PayloadCgroup, fds: Descriptors) -> int:
+def start_payload(
+    request: Request,
+    cgroup: child.PayloadCgroup,
+    fds: Descriptors,
+    bounding: frozenset[int],
+) -> int:
     """Clone the payload into its cgroup and wait until exec has succeeded; its pid in here."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
@@ -83,7 +93,7 @@ def start_payload(request: Request, cgroup: child.PayloadCgroup, fds: Descriptor
     except OSError as error:
         raise child.StageError("payload_cgroup", error) from None
     if pid == 0:
-        _payload(request, cgroup, fds, writer)
+        _payload(request, cgroup, fds, bounding, writer)
     os.close(writer)
     failure = os.read(reader, 65536)
     os.close(reader)
@@ -94,6 +104,8 @@ def start_payload(request: Request, cgroup: child.PayloadCgroup, fds: Descriptor
 
 
 def _clone(cgroup: child.PayloadCgroup) -> int:
+    if cgroup.fallback >= 0:
+        return syscalls.clone(0, exit_signal=_SIGCHLD)[0]
     try:
         return syscalls.clone(0, exit_signal=_SIGCHLD, cgroup_fd=cgroup.directory)[0]
     except OSError as error:
@@ -104,10 +116,14 @@ def _clone(cgroup: child.PayloadCgroup) -> int:
 
 
 def _payload(
-    request: Request, cgroup: child.PayloadCgroup, fds: Descriptors, writer: int
+    request: Request,
+    cgroup: child.PayloadCgroup,
+    fds: Descriptors,
+    bounding: frozenset[int],
+    writer: int,
 ) -> NoReturn:
     try:
-        child.run_payload(request, cgroup, (fds.stdin, fds.stdout, fds.stderr))
+        child.run_payload(request, cgroup, (fds.stdin, fds.stdout, fds.stderr), bounding)
     except child.StageError as error:
         os.write(writer, failed(error))
     except BaseException as error:

@@ -1,10 +1,10 @@
 """The launcher: a lean, single-threaded interpreter that clones jobs on request.
 
-Started once by `spawn`, as `python -I -S -c … WORK CONTROL`: its work directory, and the number of
-the control socket.  A raw clone costs ~40 µs per resident MB and must not happen in a process with
-threads: hence a process of its own, whose memory holds this file, `child`, `init`, `mounts` and
-the standard library's C modules.  Jobs' inits are cloned with CLONE_PARENT: they are the
-supervisor's children, and outlive the launcher.
+Started once by `spawn`, as `python -I -S -c … WORK CONTROL KEPT`: its work directory, the number of
+the control socket, and the capabilities it keeps in its bounding set.  A raw clone costs ~40 µs per
+resident MB and must not happen in a process with threads: hence a process of its own, whose memory
+holds this file, `child`, `init`, `mounts` and the standard library's C modules.  Jobs' inits are
+cloned with CLONE_PARENT: they are the supervisor's children, and outlive the launcher.
 
 It owns a mount namespace of its own, in which WORK is a tmpfs: WORK/root, where a job's root is put
 together, and WORK/dev, the skeleton of every job's /dev.  The host sees an empty directory.
@@ -29,8 +29,18 @@ if TYPE_CHECKING:
     from supervisor.container.protocol import Request
 
 _FD_SIZE = 4
-WORK_OPTIONS = "mode=700,size=1M"
-"""Of the tmpfs at WORK."""
+WORK_OPTIONS = "mode=711,size=1M"
+"""Of the tmpfs at WORK, which the root of a user namespace must be able to walk through."""
+
+
+class Bounding:
+    """What a job's bounding set begins with: as the launcher's, or full in a user namespace."""
+
+    __slots__ = ("host", "user")
+
+    def __init__(self, kept: frozenset[int]) -> None:
+        self.host = kept
+        self.user = frozenset(range(caps.last_capability() + 1))
 
 
 def main() -> None:
@@ -39,18 +49,19 @@ def main() -> None:
     os.setsid()  # Ctrl-C is the supervisor's to handle
     child.own_signals()
     syscalls.set_name("supervise:launch")
+    bounding = Bounding(frozenset(int(number) for number in sys.argv[3].split(",")))
     if os.geteuid() == 0:
         prepare_work(sys.argv[1])
         # Here, once: each job would pay 0.5 ms for it.  A new user namespace begins with a full
         # set again, so its jobs drop for themselves.
-        caps.drop_bounding(caps.beyond_default())
+        caps.drop_bounding(caps.all_but(bounding.host))
         syscalls.clear_inheritable_capabilities(caps.effective())
     number = int(sys.argv[2])
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, number)
     os.set_inheritable(number, False)
     control.send(marshal.dumps("ready"))
     forget_imports()
-    while serve_one(control):
+    while serve_one(control, bounding):
         pass
 
 
@@ -93,13 +104,13 @@ def forget_imports() -> None:
     gc.freeze()
 
 
-def serve_one(control: _socket.socket) -> bool:
+def serve_one(control: _socket.socket, bounding: Bounding) -> bool:
     """One request and its answer; False at the end of the supervisor."""
     data, fds = receive(control)
     if not data:
         return False
     try:
-        pid, pidfd = launch(control, data, fds)
+        pid, pidfd = launch(control, data, fds, bounding)
     except KernelError as error:
         answer = protocol.pack(
             protocol.REFUSED, "clone", error.errno or 0, error.path or "", error.operation
@@ -143,7 +154,9 @@ def send(control: _socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
     control.sendmsg([data], ancillary)
 
 
-def launch(control: _socket.socket, data: bytes, fds: list[int]) -> tuple[int, int]:
+def launch(
+    control: _socket.socket, data: bytes, fds: list[int], bounding: Bounding
+) -> tuple[int, int]:
     """Clone the init of the job that `data` describes; its pid and pidfd."""
     request = protocol.Request.unpack(data)
     named = init.Descriptors(fds)
@@ -152,7 +165,8 @@ def launch(control: _socket.socket, data: bytes, fds: list[int]) -> tuple[int, i
     flags = request.flags | constants.CLONE_PARENT | constants.CLONE_PIDFD
     pid, pidfd = clone_init(flags, request)
     if pid == 0:
-        be_init(request, named, operations, control, gate)
+        left = bounding.host if gate is None else bounding.user
+        be_init(request, named, operations, control, gate, left)
     if gate is not None:
         open_gate(gate, pid, request)
     return pid, pidfd
@@ -215,6 +229,7 @@ def be_init(
     operations: list[mounts.Operation],
     control: _socket.socket,
     gate: tuple[int, int] | None,
+    bounding: frozenset[int],
 ) -> NoReturn:
     """The child's whole life; whatever goes wrong is one message, and the end."""
     try:
@@ -224,11 +239,15 @@ def be_init(
         child.join_cgroup(request.init_files)
         try:
             cgroup = child.PayloadCgroup(request.payload_files, request.payload_dir)
+            if gate is not None and cgroup.directory >= 0:
+                cgroup.open_fallback()
         except OSError as error:
             raise child.StageError("payload_cgroup", error) from None
+        if gate is not None:
+            become_root()
         child.set_up(request, operations, mounts.Context())
         syscalls.set_name("supervise:init")
-        init.run(request, cgroup, fds)
+        init.run(request, cgroup, fds, bounding)
     except child.StageError as error:
         os.write(fds.status, init.failed(error))
     except BaseException as error:
@@ -238,12 +257,16 @@ def be_init(
 
 
 def pass_gate(gate: tuple[int, int]) -> None:
-    """Wait until the id maps are written, then become the namespace's root."""
+    """Wait until the id maps are written."""
     reader, writer = gate
     os.close(writer)
     answer = os.read(reader, 16)
     os.close(reader)
     if answer != b"0":
         raise child.StageError("user_namespace", OSError(int(answer or b"5"), ""), "uid_map")
+
+
+def become_root() -> None:
+    """Root of the user namespace: the host's own, to whom its cgroups belong, no longer."""
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)

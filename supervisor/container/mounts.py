@@ -34,9 +34,10 @@ DEV_LINKS = (
 )
 """What is in a job's /dev, beside pts and shm: (name, major, minor), (name, target)."""
 
-WORK_DIRS = ("root", "host", "empty", "dev", "dev/pts", "dev/shm")
+WORK_DIRS = ("root", "host", "empty", "layers", "dev", "dev/pts", "dev/shm")
 """What is in the launcher's work directory: where a root is put together, the host's / without what
-is mounted below it, what covers a directory that is to be hidden, and the skeleton of /dev."""
+is mounted below it, what covers a directory that is to be hidden, where layers in memory are
+mounted, and the skeleton of /dev."""
 
 
 class Context:

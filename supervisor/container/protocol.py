@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE = 96 * 1024
 """Longer requests travel in a memfd; a socket buffer holds 208 KiB by default."""
 
@@ -45,9 +45,12 @@ STAGES = (
     "init",
     "payload_cgroup",
     "rlimits",
+    "keyring",
+    "oom_score_adj",
     "user",
     "capabilities",
     "working_dir",
+    "seccomp",
     "exec",
 )
 """Where making a container can fail, in the order in which it happens."""
@@ -68,13 +71,19 @@ class Request:
     time_offset     seconds added to CLOCK_MONOTONIC and CLOCK_BOOTTIME, or None
     argv, env       of the payload; bytes, as execve takes them
     search          directories that argv[0] is looked for in, when it has no slash
-    uid, gid, groups, drop_capabilities, open_files, working_dir: of the payload
+    uid, gid, groups, working_dir: of the payload
+    capabilities    all it may ever have; `ambient`: those it keeps as a user who is not root
+    rlimits         (number, value) pairs, soft and hard alike
+    oom_score_adj   or None to leave it
+    filters         BPF programs of seccomp(2), in the order of their installation
     """
 
     __slots__ = (
+        "ambient",
         "argv",
-        "drop_capabilities",
+        "capabilities",
         "env",
+        "filters",
         "flags",
         "gid",
         "groups",
@@ -82,10 +91,11 @@ class Request:
         "init_dir",
         "init_files",
         "loopback",
-        "open_files",
+        "oom_score_adj",
         "operations",
         "payload_dir",
         "payload_files",
+        "rlimits",
         "run",
         "search",
         "time_offset",
@@ -111,8 +121,11 @@ class Request:
     uid: int
     gid: int
     groups: tuple[int, ...]
-    drop_capabilities: tuple[int, ...]
-    open_files: int | None
+    capabilities: tuple[int, ...]
+    ambient: tuple[int, ...]
+    rlimits: tuple[tuple[int, int], ...]
+    oom_score_adj: int | None
+    filters: tuple[bytes, ...]
     working_dir: str
 
     def __init__(self, **values: Any) -> None:

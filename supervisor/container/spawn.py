@@ -22,6 +22,7 @@ import trio
 from supervisor.container import protocol
 from supervisor.container.protocol import Request
 from supervisor.errors import KernelError, SpawnError
+from supervisor.linux import caps
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, {path!r}); "
@@ -102,6 +103,8 @@ _HINTS = {
     ("exec", 13): "it must be a file with the execute permission",
     ("exec", 8): "not a program: a script needs a #! line",
     ("rlimits", 1): "raising a hard limit needs CAP_SYS_RESOURCE",
+    ("oom_score_adj", 13): "lowering it needs CAP_SYS_RESOURCE",
+    ("capabilities", 1): "the supervisor does not have them itself",
     ("user_namespace", 1): "the ids must be the caller's own, or the caller root",
     ("clone", 1): "namespaces need CAP_SYS_ADMIN, or a user namespace",
     ("clone", 28): "too many namespaces: see /proc/sys/user/max_*_namespaces",
@@ -111,9 +114,10 @@ _HINTS = {
 class Launcher:
     """One launcher process.  `start` may be called by many tasks; answers come in order."""
 
-    def __init__(self, starter: Starter, work: str) -> None:
+    def __init__(self, starter: Starter, work: str, kept: frozenset[int]) -> None:
         self._starter = starter
         self._work = work
+        self._kept = kept
         self._lock = trio.Lock()
         self._process: Process | None = None
         self._control: socket.socket | None = None
@@ -124,7 +128,9 @@ class Launcher:
         package = str(Path(__file__).parents[2])
         python = os.path.realpath(sys.executable)
         program = _PROGRAM.format(path=package)
-        argv = (python, "-I", "-S", "-X", "utf8", "-c", program, self._work, str(theirs.fileno()))
+        kept = ",".join(map(str, sorted(self._kept)))
+        own = (self._work, str(theirs.fileno()), kept)
+        argv = (python, "-I", "-S", "-X", "utf8", "-c", program, *own)
         with theirs:
             self._process = self._starter(argv, theirs.fileno())
         self._control = ours
@@ -147,28 +153,32 @@ class Launcher:
     async def start(self, request: Request, streams: Streams) -> Container:
         """Have a container made.  Raises SpawnError: nothing was cloned.
 
-        A launcher that died is started anew for the next request; this one fails.
+        A launcher that died is started anew for the next request; this one fails.  One that has
+        given up a capability that this job is to have is replaced first.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             with theirs:
                 descriptors = (theirs.fileno(), *streams.all)
-                pid, pidfd = await self._exchange(request.pack(), descriptors)
+                pid, pidfd = await self._exchange(request, descriptors)
         except BaseException:
             ours.close()
             raise
         return Container(pid, pidfd, ours)
 
-    async def _exchange(self, data: bytes, descriptors: tuple[int, ...]) -> tuple[int, int]:
+    async def _exchange(self, request: Request, descriptors: tuple[int, ...]) -> tuple[int, int]:
         """One request and its answer, which a cancellation does not tear apart."""
         async with self._lock:
             with trio.CancelScope(shield=True):
+                if request.user_map is None and not self._kept.issuperset(request.capabilities):
+                    self._kept = self._kept.union(request.capabilities)
+                    await self.close()
                 if self._control is None:
                     await self.open()
                 assert self._control is not None
                 try:
-                    send(self._control, data, descriptors)
+                    send(self._control, request.pack(), descriptors)
                     await trio.lowlevel.wait_readable(self._control)
                     answer, fds, _, _ = socket.recv_fds(self._control, 65536, 1)
                 except OSError as error:
@@ -203,13 +213,18 @@ def send(control: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> N
 
 
 @asynccontextmanager
-async def open_launcher(starter: Starter, work: Path) -> AsyncIterator[Launcher]:
-    """A launcher for the length of a block; `work` is an empty directory, made and removed here."""
+async def open_launcher(
+    starter: Starter, work: Path, kept: frozenset[int] = caps.JOB_DEFAULT
+) -> AsyncIterator[Launcher]:
+    """A launcher for the length of a block; `work` is an empty directory, made and removed here.
+
+    `kept` are the capabilities its jobs may have without a user namespace.
+    """
     try:
         work.mkdir(mode=0o711, parents=True, exist_ok=True)
     except OSError as error:
         raise KernelError("mkdir", str(work), error.errno or 0) from error
-    launcher = Launcher(starter, str(work))
+    launcher = Launcher(starter, str(work), kept)
     try:
         await launcher.open()
         yield launcher

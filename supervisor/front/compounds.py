@@ -12,6 +12,7 @@ from supervisor.front import kinds
 from supervisor.front.kinds import Context, Parser, must
 from supervisor.front.problems import Wrong, collect, found, unknown
 from supervisor.front.toml_lines import Path
+from supervisor.linux import caps
 from supervisor.model.job import Mount, Tmpfs, UserNamespace
 from supervisor.model.limits import IoLimit
 
@@ -99,6 +100,26 @@ def io_from_flag(text: str) -> dict[str, Any]:
         return {"path": text}
     pairs = (pair.partition("=") for pair in rates.split(",") if pair)
     return {"path": path, **{key: kinds.scalar(value) for key, _, value in pairs}}
+
+
+def capabilities(value: Any, context: Context) -> tuple[str, ...]:
+    """Names of capabilities as "NET_RAW" or "CAP_NET_RAW", or "ALL"."""
+    return kinds.each(value, _capability, context, "an array of capabilities")
+
+
+def _capability(value: Any, context: Context) -> str:
+    name = kinds.string(value, context).upper().removeprefix("CAP_")
+    return kinds.word(name, ("ALL", *caps.NAMES))
+
+
+def seccomp(value: Any, context: Context) -> str:
+    """ "default", "log", "unconfined", or a profile's path."""
+    text = kinds.string(value, context)
+    if text in ("default", "log", "unconfined"):
+        return text
+    if text.startswith(("/", "./", "../")):
+        return kinds.host_path(text, context)
+    raise must('"default", "log", "unconfined", or a path that begins with "/" or "./"', value)
 
 
 def user_namespace(value: Any, context: Context) -> UserNamespace:

@@ -14,7 +14,15 @@ from supervisor.front.problems import Problems, Wrong, found
 from supervisor.front.schema import JOB, Key
 from supervisor.front.tables import Found, Raw, Values, flatten, parse_values, plain, section
 from supervisor.front.toml_lines import Path
-from supervisor.model.job import HOOKS, InlineAction, JobSpec, Restart, Stop
+from supervisor.model.job import (
+    HOOKS,
+    Capabilities,
+    InlineAction,
+    JobSpec,
+    Restart,
+    Rlimits,
+    Stop,
+)
 from supervisor.model.limits import Limits
 
 _COMMANDS: tuple[Key, ...] = (("command",), ("script",))
@@ -128,6 +136,8 @@ def build(name: str, raw: Raw, values: Values, origin: Path, problems: Problems)
         group=matrix.group_of(name),
         environment=section(values, "environment"),
         limits=Limits(**section(values, "limits")),
+        capabilities=Capabilities(**section(values, "capabilities")),
+        rlimits=Rlimits(**section(values, "rlimits")),
         stop=Stop(**section(values, "stop")),
         restart=Restart(**section(values, "restart")),
         hooks=hooks,
@@ -145,6 +155,7 @@ class _Together:
         self.command()
         self.write()
         self.user()
+        self.capabilities()
         self.limits()
         self.environment()
         self.targets()
@@ -175,6 +186,11 @@ class _Together:
         user = self.values.get(("user",))
         if user and user[1] and ("group",) in self.raw:
             self.complain(("group",), f'the group is already in user = "{user[0]}:{user[1]}"')
+
+    def capabilities(self) -> None:
+        add, drop = ("capabilities", "add"), ("capabilities", "drop")
+        for name in sorted({*self.values.get(add, ())} & {*self.values.get(drop, ())}):
+            self.complain(drop, f"{name} is added, too: it can only be one of both")
 
     def limits(self) -> None:
         memory, swap = ("limits", "memory"), ("limits", "swap")

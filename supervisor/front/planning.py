@@ -93,7 +93,7 @@ class _Planner:
         yield "unshare CLONE_NEWNS, mount --make-rslave /"
         yield f"mount -t tmpfs -o nosuid,{WORK_OPTIONS} supervise {work}"
         yield from (operation.describe() for operation in skeleton(work))
-        yield f"drop {len(caps.beyond_default())} capabilities (bounding set)"
+        yield f"drop {len(caps.all_but(caps.JOB_DEFAULT))} capabilities (bounding set)"
 
     def job(self, spec: JobSpec) -> Iterator[str]:
         """One start: what is lacking, the run's directories, its cgroup, then its container."""

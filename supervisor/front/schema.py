@@ -34,6 +34,8 @@ BOOLEAN = Kind("true or false", kinds.boolean, "")
 NAME = Kind('name: letters, digits, "_", "-", "."', kinds.name, "NAME")
 HOST_PATH = Kind("path; a relative one starts at the file's directory", kinds.host_path, "PATH")
 JOB_PATH = Kind("absolute path inside the job", kinds.job_path, "PATH")
+CAPABILITIES = Kind('array of capabilities: `"NET_RAW"`, `"ALL"`', compounds.capabilities,
+                    "CAPABILITY", many=True)  # fmt: skip
 STRING = Kind("string", kinds.string, "K=V", many=True)
 
 
@@ -200,6 +202,20 @@ LIMITS = (
             "the supervisor's own", "1024", "open-files"),
 )  # fmt: skip
 
+RLIMITS = (
+    Setting("rlimits.core", SWAP, "The largest core file a process writes.", "the supervisor's own",
+            "0", "rlimit-core"),
+    Setting("rlimits.fsize", SWAP, "The largest file it writes.", "the supervisor's own", '"1G"',
+            "rlimit-fsize"),
+    Setting("rlimits.memlock", SWAP, "Memory it locks.", "the supervisor's own", '"64K"',
+            "rlimit-memlock"),
+    Setting("rlimits.nproc", _whole(1, actions.MOST_PIDS, unbounded=True),
+            "Processes of its user on the whole host; `limits.pids` counts the job's own.",
+            "the supervisor's own", "1024", "rlimit-nproc"),
+    Setting("rlimits.stack", SWAP, "The stack of a process.", "the supervisor's own", '"8M"',
+            "rlimit-stack"),
+)  # fmt: skip
+
 JOB = Table((
     Setting("command", Kind("array of strings (an argv), or one string split like a shell's words "
                             "without a shell", kinds.command, ""),
@@ -238,6 +254,19 @@ JOB = Table((
                                    compounds.user_namespace_from_flag),
             "Its user numbers: the host's; only its own, as root; or a range of the host's.",
             '"host"', "{ host_id = 100000, size = 65536 }", "user-namespace"),
+    Setting("capabilities.add", CAPABILITIES,
+            "What its root may do beyond the default; a user who is not root gets just these.",
+            "[]", '["NET_RAW"]', "cap-add"),
+    Setting("capabilities.drop", CAPABILITIES, "What not even its root may do.", "[]",
+            '["ALL"]', "cap-drop"),
+    Setting("seccomp", Kind('`"default"`, `"log"`, `"unconfined"`, or the path of a profile in '
+                            "Docker's or OCI's JSON", compounds.seccomp,
+                            "default|log|unconfined|PATH"),
+            "Which system calls it may make; `log` lets all through and has the kernel log those "
+            "that `default` refuses.", '"default"', '"./profile.json"', "seccomp"),
+    Setting("oom_score_adj", _whole(-1000, 1000),
+            "How readily the kernel kills it when the whole host is short of memory.", "200",
+            "500", "oom-score-adj"),
     Setting("time_offset", OFFSET,
             "Shift CLOCK_MONOTONIC and CLOCK_BOOTTIME inside (its own time namespace).", "none",
             '"1d"', "time-offset"),
@@ -247,6 +276,7 @@ JOB = Table((
             '"C.UTF-8"', "env", True),
     Setting("working_dir", JOB_PATH, "Where it starts.", '"/"', '"/data"', "working-dir", True),
     *LIMITS,
+    *RLIMITS,
     Setting("timeout", DEADLINE, "Wall-clock time, then it is stopped as `timeout`.", "none",
             '"10m"', "timeout"),
     Setting("cpu_time", DEADLINE, "CPU time of its whole tree, then `cpu_timeout`.", "none",
@@ -277,7 +307,7 @@ JOB = Table((
     Setting("expect", Kind("a reason: see verdicts.md", _reason, "REASON"),
             "The reason that counts as ended well.", '"succeeded"', '"timeout"', "expect"),
 ), frozenset({
-    "limits.disk", "limits.output", "schedule", "ports", "devices", "seccomp", "on_pressure",
+    "limits.disk", "limits.output", "schedule", "ports", "devices", "on_pressure",
 }))  # fmt: skip
 
 TOP = ("supervisor", "policies", "defaults", "jobs")

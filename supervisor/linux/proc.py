@@ -177,6 +177,11 @@ def descendants(pid: int, proc: str = "/proc") -> set[int]:
     return found
 
 
+def boot_id() -> str:
+    """What tells one boot from the next (/proc/sys/kernel/random/boot_id)."""
+    return read_file("/proc/sys/kernel/random/boot_id").strip()
+
+
 def _unless_gone(error: OSError) -> None:
     """A process that ended while it was looked at is no failure; anything else is."""
     if error.errno not in (2, 3):  # ENOENT, ESRCH

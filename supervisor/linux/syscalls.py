@@ -14,14 +14,17 @@ from supervisor.errors import KernelError
 from supervisor.linux import constants as c
 
 # arch/*/include/uapi/asm/unistd: where x86-64 and the generic table (arm64, riscv64) differ
-_X86_64 = {"rt_sigaction": 13, "clone": 56, "pivot_root": 155, "capset": 126}
-_GENERIC = {"rt_sigaction": 134, "clone": 220, "pivot_root": 41, "capset": 91}
+_X86_64 = {"rt_sigaction": 13, "clone": 56, "pivot_root": 155, "capset": 126,
+           "keyctl": 250}  # fmt: skip
+_GENERIC = {"rt_sigaction": 134, "clone": 220, "pivot_root": 41, "capset": 91,
+            "keyctl": 219}  # fmt: skip
 _NUMBERS = _X86_64 if os.uname().machine == "x86_64" else _GENERIC
 
 SYS_RT_SIGACTION = _NUMBERS["rt_sigaction"]
 SYS_CLONE = _NUMBERS["clone"]
 SYS_PIVOT_ROOT = _NUMBERS["pivot_root"]
 SYS_CAPSET = _NUMBERS["capset"]
+SYS_KEYCTL = _NUMBERS["keyctl"]
 SYS_PIDFD_SEND_SIGNAL = 424
 SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
@@ -253,14 +256,45 @@ def default_signal(number: int) -> None:
         raise _fail(f"rt_sigaction {number}")
 
 
+def set_capabilities(permitted: int, inheritable: int) -> None:
+    """capset(2): `permitted` is the effective set, too."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    data = (ctypes.c_uint32 * 6)()
+    for word in range(2):
+        low, kept = permitted >> 32 * word & 0xFFFFFFFF, inheritable >> 32 * word & 0xFFFFFFFF
+        data[3 * word : 3 * word + 3] = [low, low, kept]
+    if _syscall(SYS_CAPSET, header, data) < 0:
+        raise _fail("capset")
+
+
 def clear_inheritable_capabilities(effective: int) -> None:
-    """capset(2): inheritable and ambient sets empty, effective and permitted `effective`.
+    """Inheritable and ambient sets empty, effective and permitted `effective`.
 
     A non-empty inheritable set would survive into the payload (CVE-2022-24769).
     """
     prctl(c.PR_CAP_AMBIENT, c.PR_CAP_AMBIENT_CLEAR_ALL)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
-    low, high = effective & 0xFFFFFFFF, effective >> 32
-    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
-    if _syscall(SYS_CAPSET, header, data) < 0:
-        raise _fail("capset")
+    set_capabilities(effective, 0)
+
+
+class FilterProgram(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
+
+
+def install_filter(program: bytes) -> None:
+    """PR_SET_SECCOMP: a BPF program (8 bytes an instruction) decides over every later call.
+
+    EACCES without PR_SET_NO_NEW_PRIVS or CAP_SYS_ADMIN; EINVAL for a program the kernel rejects.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    described = FilterProgram(len(program) // 8, ctypes.addressof(code))
+    prctl(c.PR_SET_SECCOMP, c.SECCOMP_MODE_FILTER, ctypes.addressof(described))
+
+
+def new_session_keyring() -> None:
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: an empty one; nothing where there are no keyrings."""
+    if _syscall(SYS_KEYCTL, c.KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        error = _fail("keyctl")
+        if error.errno != _ENOSYS:
+            raise error

@@ -21,6 +21,10 @@ HOOKS = (
 """The hooks a job may set for itself, named as in `policy.hookspec`."""
 
 
+OOM_SCORE_ADJ = 200
+"""Of a job, unless it says otherwise: the host's own services are to outlive it (proc(5))."""
+
+
 @frozen
 class Mount:
     """A bind mount of a host path into the job; `read_only` holds for mounts below it too."""
@@ -69,6 +73,28 @@ class UserNamespace:
 
 
 @frozen
+class Capabilities:
+    """What its root may do beyond, and less than, the default: names as "NET_RAW", or "ALL"."""
+
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+@frozen
+class Rlimits:
+    """setrlimit(2), soft and hard alike; None leaves what the supervisor has.
+
+    core, fsize, stack and memlock in bytes; nproc counts the processes of one user.
+    """
+
+    core: int | None = None
+    fsize: int | None = None
+    memlock: int | None = None
+    nproc: int | None = None
+    stack: int | None = None
+
+
+@frozen
 class InlineAction:
     """A hook set in the job itself: the name of an action and its arguments, as written."""
 
@@ -103,6 +129,10 @@ class JobSpec:
     user: str | None = None
     user_group: str | None = None
     user_namespace: UserNamespace = UserNamespace()
+    capabilities: Capabilities = Capabilities()
+    seccomp: str = "default"
+    rlimits: Rlimits = Rlimits()
+    oom_score_adj: int | None = OOM_SCORE_ADJ
     time_offset: float | None = None
     hostname: str | None = None
     environment: Mapping[str, str] = field(factory=dict)

@@ -15,6 +15,7 @@ from supervisor.container import launcher, protocol, spawn
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
 
+BOUNDING = launcher.Bounding(frozenset())
 Pair = tuple[socket.socket, socket.socket]
 
 
@@ -47,7 +48,7 @@ def test_a_request_has_exactly_its_fields():
         Request(run="x")
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, protocol.VERSION + 1, None, "1"])
 def test_a_request_of_another_version_is_refused(version):
     fields = marshal.loads(request().pack())[1:]
     with pytest.raises(ValueError, match="version"):
@@ -117,7 +118,7 @@ def test_requests_of_every_size_arrive_with_their_descriptors(pair: Pair, size):
 def test_the_end_of_the_supervisor_is_the_end_of_the_launcher(pair: Pair):
     ours, theirs = pair
     ours.close()
-    assert launcher.serve_one(theirs) is False
+    assert launcher.serve_one(theirs, BOUNDING) is False
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_what_cannot_be_understood_is_refused_and_costs_no_descriptor(pair: Pair
     file = os.memfd_create("status")
     try:
         spawn.send(ours, data, (file,) * len(protocol.DESCRIPTORS))
-        assert launcher.serve_one(theirs) is True
+        assert launcher.serve_one(theirs, BOUNDING) is True
         answer = protocol.unpack(ours.recv(65536), (protocol.CLONED, protocol.REFUSED))
     finally:
         os.close(file)
@@ -159,7 +160,7 @@ def test_a_cgroup_that_is_gone_is_refused_by_name_and_the_launcher_lives(pair: P
 def test_too_few_descriptors_are_refused(pair: Pair):
     ours, theirs = pair
     spawn.send(ours, request().pack(), (ours.fileno(),))
-    assert launcher.serve_one(theirs) is True
+    assert launcher.serve_one(theirs, BOUNDING) is True
     answer = protocol.unpack(ours.recv(65536), (protocol.REFUSED,))
     assert answer[1] == "request"
 
