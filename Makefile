@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-VM ?= uml
+VM ?= both
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-v2 lint bench docs vm-shell clean stale
@@ -12,8 +12,8 @@ VM ?= uml
 help:
 	@echo 'make run        set up, then run config.toml.example'
 	@echo 'make test       set up, then run the tests (ARGS="-k oom tests/kernel")'
-	@echo 'make test-v2    the kernel tests in a guest with cgroup v2 (VM=qemu: the complete one)'
-	@echo 'make vm-shell   a shell in that guest'
+	@echo 'make test-v2    the kernel tests in guests with cgroup v2 (VM=uml, VM=qemu: only there)'
+	@echo 'make vm-shell   a shell in such a guest (VM=qemu: the complete one)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make bench      compare the start of a container with crun, runc and bwrap'
 	@echo 'make docs       write docs/config.md anew from the table of settings'
@@ -26,13 +26,12 @@ run: $(VENV)/run.stamp
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(ARGS)
 
-# The guest sees this directory and the virtual environment read-only, under an overlay of its own.
+# A guest sees this directory and the virtual environment read-only, under an overlay of its own.
 test-v2: $(VENV)/test.stamp
-	$(BIN)/python -m tests.vm --engine $(VM) --timeout 2400 --disk 64M -- \
-		$(BIN)/python -m pytest -p no:cacheprovider tests/kernel $(ARGS)
+	$(BIN)/python -m tests.vm.suite --engine $(VM) -- $(ARGS)
 
 vm-shell: $(VENV)/test.stamp
-	$(BIN)/python -m tests.vm --engine $(VM) --timeout 0 --disk 64M --terminal -- /bin/bash
+	$(BIN)/python -m tests.vm --engine $(VM:both=uml) --timeout 0 --disk 64M --terminal -- /bin/bash
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m ruff check .
