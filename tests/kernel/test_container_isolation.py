@@ -230,6 +230,7 @@ def test_without_network_there_is_loopback_up_and_nothing_else(jobs):
     assert (inside["interfaces"], inside["up"], inside["routes"]) == (["lo"], 1, [])
 
 
+@pytest.mark.qemu
 @pytest.mark.skipif(not HAS_TIME, reason="this kernel has no time namespaces")
 def test_the_clocks_are_shifted_in_a_time_namespace(jobs):
     outside = float(Path("/proc/uptime").read_text().split()[0])
