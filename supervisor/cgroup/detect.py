@@ -13,13 +13,13 @@ from attrs import frozen
 
 from supervisor.cgroup import delegate
 from supervisor.cgroup.api import CgroupManager
+from supervisor.cgroup.delegate import Obstacle
 from supervisor.linux import proc as procfs
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io")
 """Those that limit something, by their v2 names."""
 _V1_NAMES = {"blkio": "io"}
 _WANTED = frozenset({*CONTROLLERS, "cpuacct", "freezer"})
-_ROOT_FIX = "run it as root, or where its cgroup is delegated: " + delegate.FIX
 
 
 @frozen
@@ -40,14 +40,6 @@ class Hierarchy:
     @property
     def unified(self) -> bool:
         return self.place is not None
-
-
-@frozen
-class Obstacle:
-    """Why a controller is not at hand, and the way out."""
-
-    why: str
-    fix: str
 
 
 @frozen
@@ -126,11 +118,11 @@ def _hierarchy(
         return Obstacle(f"there is no cgroup {base}", "make it, in every hierarchy in use")
     if own.controllers:
         if not os.access(base, os.W_OK | os.X_OK):
-            return Obstacle(f"no permission to make cgroups in {base}", _ROOT_FIX)
+            return Obstacle(f"no permission to make cgroups in {base}", delegate.ROOT_FIX)
         return Hierarchy(names, base, path, mount)
     place = delegate.choose(base, path, mount, climb=parent is None, proc=proc)
-    if isinstance(place, str):
-        return Obstacle(place, _ROOT_FIX)
+    if isinstance(place, Obstacle):
+        return place
     return Hierarchy(
         place.controllers & frozenset(CONTROLLERS), place.directory, place.path, mount, place
     )

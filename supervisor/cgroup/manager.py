@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from supervisor.cgroup import delegate, files, rehearsal, v1, v2
 from supervisor.cgroup.api import Missing, Rehearsed, Version
@@ -130,7 +131,8 @@ class Manager:
                 f"{kind} on {layer.hierarchy.mount}: {names}; runs go to {layer.directory}"
             )
             if place and place.moves and layer.nested:
-                lines.append(f"our own processes will step down to {place.directory}/{self._leaf}")
+                who = "we, and those who wait for us," if place.parents else "our own processes"
+                lines.append(f"{who} will step down to {place.directory}/{self._leaf}")
         for name, obstacle in self._found.obstacles.items():
             lines.append(f"no {name}: {obstacle.why} ({obstacle.fix})")
         return lines
@@ -271,10 +273,17 @@ class Manager:
     def _ensure_open(self) -> None:
         if self._open:
             return
-        for layer in self.layers:
-            self._enable(layer, layer.controllers - {"cpuset"})
-            layer.open()
+        with self._locked():
+            for layer in self.layers:
+                self._enable(layer, layer.controllers - {"cpuset"})
+                layer.open()
         self._open = True
+
+    def _locked(self) -> AbstractContextManager[None]:
+        """The place to ourselves, where controllers are enabled."""
+        nested = self.unified if self.unified and self.unified.nested else None
+        place = nested.hierarchy.place if nested else None
+        return delegate.locked(place) if place else nullcontext()
 
     def _enable(self, layer: Layer, wanted: frozenset[str]) -> None:
         """On v2, make controllers available below the place; no more than are needed."""
@@ -292,8 +301,9 @@ class Manager:
         if layer is None:
             return None
         if layer.nested:
-            self._enable(layer, frozenset({"cpuset"}))
-            layer.open()
+            with self._locked():
+                self._enable(layer, frozenset({"cpuset"}))
+                layer.open()
             delegate.enable(f"{layer.directory}/{name}", layer.enabled)
         if layer in self.layers:
             return None
@@ -355,9 +365,10 @@ class Manager:
         for name in self._spares:
             self.tree(name).remove()
         self._spares.clear()
-        for layer in self._all_layers():
-            files.remove(layer.directory)
-        if self._step:
-            self._step.undo()
-            self._step = None
+        with self._locked():
+            for layer in self._all_layers():
+                files.remove(layer.directory)
+            if self._step:
+                self._step.undo()
+                self._step = None
         self._open = False

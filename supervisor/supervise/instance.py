@@ -227,8 +227,8 @@ def _closing(manager: CgroupManager, log: Log) -> Iterator[None]:
     """Clear away what a supervisor that died left; at the end, the instance's own cgroup."""
     for run in manager.remove_leftovers():
         log.emit("warning", text=f"ended what an earlier supervisor left behind: {run}")
-    manager.prepare(POOL)
     try:
+        manager.prepare(POOL)
         yield
     finally:
         try:

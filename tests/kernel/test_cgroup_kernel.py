@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -591,89 +590,3 @@ def test_a_disk_is_really_throttled(manager: Manager, tmp_path: Path) -> None:
     # three seconds' worth, less what the kernel lets through at once
     assert seconds["slow"] > 1.5
     assert seconds["slow"] > 2 * seconds["free"]
-
-
-SUPERVISOR = """
-import sys
-sys.path.insert(0, {root!r})
-from supervisor.cgroup.detect import detect
-from supervisor.model.limits import Limits
-me = lambda: [l for l in open("/proc/self/cgroup") if l.startswith("0:")][0].strip()[3:]
-manager = detect("inner")
-print(manager.version, flush=True)
-if manager.version == "none":
-    print(manager.missing(Limits(memory=1 << 20))[0].why, flush=True)
-else:
-    job = manager.create("run")
-    job.apply(Limits(memory=1 << 26))
-    print(me(), flush=True)
-    print(job.path, flush=True)
-    job.remove()
-    manager.close()
-    print(me(), flush=True)
-"""
-
-
-class Lonely:
-    """A cgroup as a service manager would start a supervisor in."""
-
-    def __init__(self, manager: Manager) -> None:
-        manager.create("seed").remove()  # so that the controllers are enabled that far
-        assert manager.unified is not None
-        self.path = f"{manager.unified.path}/lonely"
-        self.directory = f"{manager.unified.directory}/lonely"
-        files.make(self.directory)
-
-    def run(self, *command: str) -> subprocess.Popen[str]:
-        joined = f"echo 0 > {self.directory}/cgroup.procs; " + 'exec "$@"'
-        return subprocess.Popen(
-            ["/bin/sh", "-c", joined, "sh", *command],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def supervisor(self) -> subprocess.Popen[str]:
-        root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-        return self.run(sys.executable, "-c", SUPERVISOR.format(root=root))
-
-
-@pytest.mark.v2
-def test_alone_in_its_cgroup_a_supervisor_steps_down_and_back(manager: Manager) -> None:
-    lonely = Lonely(manager)
-    process = lonely.supervisor()
-    assert line(process) == "v2"
-    assert line(process) == f"{lonely.path}/supervise.inner.self"
-    assert line(process).startswith(f"{lonely.directory}/supervise.inner/run/")
-    assert line(process) == lonely.path
-    assert end(process) == 0
-    assert files.read(f"{lonely.directory}/cgroup.subtree_control") == ""
-    assert files.names(lonely.directory) == ()
-
-
-@pytest.mark.v2
-def test_beside_others_it_goes_above_and_moves_nobody(manager: Manager) -> None:
-    lonely = Lonely(manager)
-    other = lonely.run("/bin/sh", "-c", "echo ready; read x")
-    assert line(other) == "ready"
-    process = lonely.supervisor()
-    above = os.path.dirname(lonely.directory)
-    assert line(process) == "v2"
-    assert line(process) == lonely.path
-    assert line(process).startswith(f"{above}/supervise.inner/run/")
-    assert line(process) == lonely.path
-    assert end(process) == 0
-    assert files.processes(lonely.directory) == (other.pid,)
-    end(other)
-
-
-@pytest.mark.v2
-def test_a_limit_on_its_cgroup_is_not_escaped(manager: Manager) -> None:
-    lonely = Lonely(manager)
-    files.write(f"{lonely.directory}/memory.max", str(512 * MIB))
-    other = lonely.run("/bin/sh", "-c", "echo ready; read x")
-    assert line(other) == "ready"
-    process = lonely.supervisor()
-    assert line(process) == "none"
-    why = line(process)
-    assert "not ours" in why and "memory.max" in why
-    assert end(process) == 0
-    end(other)
