@@ -7,7 +7,8 @@ The layout, the same in every hierarchy in use:
             init                       the job's init: no limits (v1: it sits in RUN itself)
             payload                    the job's command and its descendants: the limits stand here
 
-The weights stand on RUN: the kernel divides among siblings, and those of a run are the other runs.
+The weights and cpu.idle stand on RUN: the kernel divides among siblings, and those of a run are
+the other runs.
 
 Paths in `KernelError`s and in evidence are those of the files read or written.  v1 is one set of
 directories per controller; where the unified hierarchy exists without controllers (hybrid) it has

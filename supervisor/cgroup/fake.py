@@ -27,6 +27,12 @@ from supervisor.model.action import LimitName
 from supervisor.model.limits import Limits
 
 _ROOT = "/fake"
+_APPLIED = ("memory", "memory_high", "memory_low", "swap", "swappiness", "pids", "cpus",
+            "cpu_weight", "cpu_idle", "cpuset")  # fmt: skip
+
+
+def _is_set(value: object) -> bool:
+    return value is not None and value is not False and value != ()
 
 
 @define(eq=False)
@@ -64,9 +70,8 @@ class FakeJob:
         if missing:
             raise LimitError([f"{one.limit}: {one.why} ({one.fix})" for one in missing])
         self.limits = limits
-        names = ("memory", "swap", "swappiness", "pids", "cpus", "cpu_weight", "cpuset")
-        values = ((name, getattr(limits, name)) for name in names)
-        return tuple(Reading(f"{self.path}/{k}", str(v)) for k, v in values if v is not None)
+        values = ((name, getattr(limits, name)) for name in _APPLIED)
+        return tuple(Reading(f"{self.path}/{k}", str(v)) for k, v in values if _is_set(v))
 
     def change(self, limit: LimitName, to: float) -> float:
         self._alive()
@@ -216,7 +221,7 @@ class FakeManager:
         return tuple(
             Missing(name, "imagined to be missing", "imagine it")
             for name in asked
-            if getattr(limits, name) not in (None, ())
+            if _is_set(getattr(limits, name))
         )
 
     def prepare(self, count: int) -> None:

@@ -116,10 +116,13 @@ class Job:
         readings: list[Reading] = []
         if self._memory:
             readings += self._memory.set(limits.memory, limits.swap, limits.swappiness)
+            readings += self._memory.set_soft(limits.memory_high, limits.memory_low)
         if self._pids and limits.pids is not None:
             readings.append(self._pids.set(limits.pids))
         if self._cpu:
             readings += self._cpu.set(limits.cpus, limits.cpu_weight)
+            if limits.cpu_idle:
+                readings.append(self._cpu.set_idle())
         if limits.cpuset is not None:
             readings += self._cpuset_part().set(limits.cpuset)
         if self._io:
@@ -144,6 +147,8 @@ class Job:
             return self._cpu.change_weight(int(to))
         if limit == "swap" and self._memory:
             return self._memory.change_swap(int(to))
+        if limit == "memory_high" and self._memory:
+            return self._memory.change_high(int(to))
         if limit == "memory" and self._memory:
             now = self._memory.change_memory(int(to))
             self._let_go()
@@ -210,9 +215,14 @@ class Job:
     def try_remove(self) -> bool:
         gone = self._tree.try_remove()
         if gone:
-            self._manager.forget(self._name)
+            self._gone()
         return gone
 
     def remove(self) -> None:
         self._tree.remove()
+        self._gone()
+
+    def _gone(self) -> None:
         self._manager.forget(self._name)
+        if isinstance(self._memory, v2.Memory):
+            self._memory.give_back()

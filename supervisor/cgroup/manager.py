@@ -20,8 +20,9 @@ from supervisor.errors import KernelError, LimitError
 from supervisor.model.limits import Limits
 
 _SPARE = "run."
-_NEEDS = {"memory": "memory", "swap": "memory", "swappiness": "memory", "pids": "pids",
-          "cpus": "cpu", "cpu_weight": "cpu", "cpuset": "cpuset", "io": "io"}  # fmt: skip
+_NEEDS = {"memory": "memory", "memory_high": "memory", "memory_low": "memory",
+          "swap": "memory", "swappiness": "memory", "pids": "pids", "cpus": "cpu",
+          "cpu_weight": "cpu", "cpu_idle": "cpu", "cpuset": "cpuset", "io": "io"}  # fmt: skip
 
 
 class Layer:
@@ -149,7 +150,7 @@ class Manager:
         found = []
         for limit, controller in _NEEDS.items():
             value = getattr(limits, limit)
-            if value is None or value == ():
+            if value is None or value is False or value == ():
                 continue
             obstacle = self._found.obstacles.get(controller)
             if obstacle:
@@ -162,6 +163,10 @@ class Manager:
         """What lacks although the controller is there."""
         if limit in ("swap", "swappiness"):
             return self._lacking_swap(limit, limits)
+        if limit in ("memory_high", "memory_low"):
+            return self._lacking_soft(limit, limits)
+        if limit == "cpu_idle" and not self._has("cpu", "cpu.idle", "cpu.idle"):
+            return [Missing(limit, "the kernel has no cpu.idle", "Linux 5.15, or cpu_weight = 1")]
         if limit == "cpus" and limits.cpus is not None and limits.cpus < LEAST_CPUS:
             return [Missing(limit, f"the kernel grants no less than {LEAST_CPUS} CPUs", "ask more")]
         if limit == "cpus" and not self._has("cpu", "cpu.cfs_quota_us", "cpu.max"):
@@ -169,6 +174,14 @@ class Manager:
             return [Missing(limit, why, "use cpu_weight")]
         if limit == "io":
             return self._lacking_io(limits)
+        return []
+
+    def _lacking_soft(self, limit: str, limits: Limits) -> list[Missing]:
+        layer = self.layer("memory")
+        if layer is None or not layer.unified:
+            return [Missing(limit, f"v1 has no {limit.replace('_', '.')}", "a host with cgroup v2")]
+        if limit == "memory_low" and limits.memory_low is not None:
+            return v2.unprotected(layer.hierarchy.base, layer.hierarchy.mount, limits.memory_low)
         return []
 
     def _lacking_swap(self, limit: str, limits: Limits) -> list[Missing]:

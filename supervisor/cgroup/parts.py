@@ -43,7 +43,11 @@ class MemoryPart(Protocol):
     def set(
         self, memory: int | None, swap: int | None, swappiness: int | None
     ) -> list[Reading]: ...
+    def set_soft(self, high: int | None, low: int | None) -> list[Reading]:
+        """Bytes above which the payload is slowed down, and up to which it is left alone."""
+
     def change_memory(self, to: int) -> int: ...
+    def change_high(self, to: int) -> int: ...
     def change_swap(self, to: int) -> int: ...
     def hold(self, hold: bool) -> None: ...
     def frozen(self) -> None:
@@ -63,6 +67,7 @@ class MemoryPart(Protocol):
 
 class CpuPart(Protocol):
     def set(self, cpus: float | None, weight: int | None) -> list[Reading]: ...
+    def set_idle(self) -> Reading: ...
     def change_cpus(self, to: float) -> float: ...
     def change_weight(self, to: int) -> int: ...
     def throttled(self) -> float | None:
@@ -115,6 +120,13 @@ def expect(limit: str, reading: Reading, wanted: int, got: int, rounding: int = 
         raise LimitError(
             [f"{limit}: {reading.path} holds {reading.text!r} after {wanted} was written"]
         )
+
+
+def make_idle(directory: str) -> Reading:
+    """SCHED_IDLE for the whole cgroup: cpu.idle, the same in v1 and v2, since kernel 5.15."""
+    reading = files.write_back(f"{directory}/cpu.idle", "1")
+    expect("cpu_idle", reading, 1, int(reading.text))
+    return reading
 
 
 def quota_and_period(cpus: float) -> tuple[int, int]:

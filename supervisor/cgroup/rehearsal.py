@@ -21,6 +21,7 @@ _FRESH = {
     "cgroup.subtree_control": "",
     "memory.events": "",
     "memory.events.local": "",
+    "memory.high": "max",
     "memory.max": "max",
     "memory.memsw.limit_in_bytes": "max",
 }

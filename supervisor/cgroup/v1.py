@@ -17,6 +17,7 @@ from supervisor.cgroup.parts import (
     MemoryCounts,
     by_device,
     expect,
+    make_idle,
     quota_and_period,
     rates,
 )
@@ -82,6 +83,16 @@ class Memory:
         reading = files.write_back(path, str(value), hint=hint)
         expect(limit, reading, value, int(reading.text), PAGE)
         return reading
+
+    def set_soft(self, high: int | None, low: int | None) -> list[Reading]:
+        """memory.soft_limit_in_bytes is no twin of either: it guides reclaim on the host alone."""
+        for limit, value in (("memory_high", high), ("memory_low", low)):
+            if value is not None:
+                raise LimitError([f"{limit}: v1 has no such limit"])
+        return []
+
+    def change_high(self, to: int) -> int:
+        raise LimitError(["memory_high: v1 has no such limit"])
 
     def change_memory(self, to: int) -> int:
         self._remember()
@@ -172,9 +183,10 @@ class Cpu:
     """
 
     def __init__(self, directory: str) -> None:
+        self._run = os.path.dirname(directory)
         self._quota = f"{directory}/cpu.cfs_quota_us"
         self._period = f"{directory}/cpu.cfs_period_us"
-        self._shares = f"{os.path.dirname(directory)}/cpu.shares"
+        self._shares = f"{self._run}/cpu.shares"
         self._stat = f"{directory}/cpu.stat"
         self._period_now = PERIOD
 
@@ -202,6 +214,9 @@ class Cpu:
         readings.append(files.write_back(self._quota, str(quota), hint=hint))
         expect("cpus", readings[-1], quota, int(readings[-1].text))
         return readings
+
+    def set_idle(self) -> Reading:
+        return make_idle(self._run)
 
     def change_cpus(self, to: float) -> float:
         return int(self._bandwidth(to)[-1].text) / self._period_now

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterable
 
 from supervisor.cgroup import files
-from supervisor.cgroup.api import Notification, Reading
+from supervisor.cgroup.api import Missing, Notification, Reading
 from supervisor.cgroup.parts import (
     PAGE,
     MemoryCounts,
     by_device,
     expect,
+    make_idle,
     quota_and_period,
     rates,
 )
@@ -37,6 +38,35 @@ def trip_wire(limit: int) -> int:
     return (limit - headroom) // PAGE * PAGE
 
 
+def unprotected(base: str, mount: str, low: int) -> list[Missing]:
+    """What keeps `low` bytes below the cgroup `base` from being protected, up to the mount.
+
+    The kernel's root has no memory.low, and grants all ("effective low boundary" in
+    cgroup-v2.rst).
+    """
+    below = base.removeprefix(mount)
+    above = [mount + below[:end] for end, char in enumerate(below + "/") if char == "/"]
+    return [
+        Missing("memory_low", f"{path} is less, and bounds what is below", "raise it: MemoryLow=")
+        for path in (f"{directory}/memory.low" for directory in dict.fromkeys(above))
+        if files.exists(path) and files.number(path) < low
+    ]
+
+
+def _grant(run: str, low: int) -> None:
+    """Protect the instance's cgroup as far as its runs ask for, this one asking for `low` bytes.
+
+    No further: on a mount with memory_recursiveprot what nobody claims is shared by all.
+    """
+    instance, name = os.path.split(run)
+    total = low
+    for other in files.names(instance) if os.path.isdir(instance) else ():
+        path = f"{instance}/{other}/memory.low"
+        if other != name and files.exists(path):
+            total += files.number(path)
+    files.write(f"{instance}/memory.low", str(total) if total < files.UNLIMITED else "max")
+
+
 class Memory:
     """memory.*; `group`: at an OOM kill the kernel takes the whole payload (memory.oom.group).
 
@@ -50,6 +80,7 @@ class Memory:
         self._limit = f"{directory}/memory.max"
         self._swap = f"{directory}/memory.swap.max"
         self._high = f"{directory}/memory.high"
+        self._directory = directory
         self._group = f"{directory}/memory.oom.group"
         self._usage = f"{directory}/memory.current"
         self._peak = f"{directory}/memory.peak" if "memory.peak" in has else None
@@ -61,6 +92,9 @@ class Memory:
         self._above = [f"{above}/{local}" for above in ancestors]
         self._above_before = self._above_ooms()
         self._armed = False
+        self._protected = False
+        self._wanted_high: int | None = None
+        self._wire: int | None = None
         self._crossed = 0
         self._held = False
 
@@ -76,6 +110,38 @@ class Memory:
         if swap is not None:
             readings.append(self._write("swap", self._swap, swap))
         return readings
+
+    def set_soft(self, high: int | None, low: int | None) -> list[Reading]:
+        readings = [self._protect(low)] if low is not None else []
+        if high is not None:
+            self._wanted_high = high
+            readings.append(self._write("memory_high", self._high, high))
+        return readings
+
+    def _protect(self, low: int) -> Reading:
+        """A cgroup is protected only as far as each one above it is: two of those are ours."""
+        run = os.path.dirname(self._directory)
+        _grant(run, low)
+        files.write(f"{run}/memory.low", str(low))
+        self._protected = True
+        return self._write("memory_low", f"{self._directory}/memory.low", low)
+
+    def give_back(self) -> None:
+        """The run's directories are gone: what protected it is not to protect others."""
+        if self._protected:
+            self._protected = False
+            _grant(os.path.dirname(self._directory), 0)
+
+    def change_high(self, to: int) -> int:
+        """The new one; it takes effect below the wire of `hold`, which stays."""
+        self._wanted_high = to
+        self._place_high()
+        return to // PAGE * PAGE
+
+    def _place_high(self) -> None:
+        """The lower one of what is wanted and the wire; with neither, none."""
+        present = [value for value in (self._wanted_high, self._wire) if value is not None]
+        files.write(self._high, str(min(present)) if present else "max")
 
     def _write(self, limit: str, path: str, value: int) -> Reading:
         reading = files.write_back(path, str(value))
@@ -96,13 +162,26 @@ class Memory:
     def hold(self, hold: bool) -> None:
         limit = files.number(self._limit)
         self._armed = hold and limit < files.UNLIMITED
+        self._wire = trip_wire(limit) if self._armed else None
         self._crossed = files.table(self._own).get("high", 0)
-        files.write(self._high, str(trip_wire(limit)) if self._armed else "max")
+        self._place_high()
 
     def frozen(self) -> None:
         """Held, if the wire was crossed since it was last placed; else just frozen."""
-        if self._armed and files.table(self._own).get("high", 0) > self._crossed:
+        if self._armed and self._crossings(files.table(self._own)) > self._crossed:
             self._held = True
+
+    def _crossings(self, own: dict[str, int]) -> int:
+        """How often the wire was crossed, or memory.high where no wire is placed.
+
+        Where a lower memory.high is wanted, the kernel counts that one, at each further step:
+        the wire is crossed when it does so with usage above the wire.
+        """
+        wire, wanted = self._wire, self._wanted_high
+        lower = wire is not None and wanted is not None and wanted < wire
+        if lower and files.number(self._usage) < (wire or 0):
+            return self._crossed
+        return own.get("high", 0)
 
     def release(self) -> bool:
         held, self._held = self._held, False
@@ -114,7 +193,7 @@ class Memory:
             limit_hits=own.get("max", 0),
             oom=own.get("oom", 0),
             oom_kills=self._kills(),
-            high=own.get("high", 0),
+            high=self._crossings(own),
             under_oom=self._held,
         )
 
@@ -153,8 +232,9 @@ class Cpu:
     """cpu.max, and cpu.weight, which counts among siblings: RUN's, not the payload's below it."""
 
     def __init__(self, directory: str) -> None:
+        self._run = os.path.dirname(directory)
         self._max = f"{directory}/cpu.max"
-        self._weight = f"{os.path.dirname(directory)}/cpu.weight"
+        self._weight = f"{self._run}/cpu.weight"
         self._stat = f"{directory}/cpu.stat"
 
     def set(self, cpus: float | None, weight: int | None) -> list[Reading]:
@@ -168,6 +248,9 @@ class Cpu:
             readings.append(files.write_back(self._weight, str(weight)))
             expect("cpu_weight", readings[-1], weight, int(readings[-1].text))
         return readings
+
+    def set_idle(self) -> Reading:
+        return make_idle(self._run)
 
     def change_cpus(self, to: float) -> float:
         quota, _, period = self.set(to, None)[0].text.partition(" ")

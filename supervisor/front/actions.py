@@ -23,6 +23,7 @@ MOST_CPUS = 8192.0
 
 CHANGEABLE: dict[str, Parser] = {
     "memory": kinds.size(kinds.PAGE, share=True),
+    "memory_high": kinds.size(kinds.PAGE, share=True),
     "swap": kinds.size(),
     "pids": kinds.integer(1, MOST_PIDS),
     "cpus": kinds.number(FEWEST_CPUS, MOST_CPUS),

@@ -49,10 +49,13 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
     return [
         of("memory limit", memory, _memory, True),
         of("memory events", memory, _events, True),
+        of("memory_high", Limits(memory_high=MEMORY), _high),
+        of("memory_low", Limits(memory_low=MEMORY), _read_back),
         of("swap limit", Limits(memory=MEMORY, swap=0), _swap),
         of("pids limit", Limits(pids=PIDS), _pids, True),
         of("cpus limit", Limits(cpus=CPUS), _cpus, True),
         of("cpu_weight", Limits(cpu_weight=50), _read_back),
+        of("cpu_idle", Limits(cpu_idle=True), _read_back),
         of("cpuset", Limits(cpuset=cpu), _cpuset),
         of("io limit", Limits(io=(IoLimit(IO_PATH, write_bps=IO_RATE),)), _io),
         of("whole-tree kill", Limits(), _kill, True),
@@ -132,6 +135,16 @@ def _memory(group: JobCgroup) -> tuple[Verdict, str]:
     if counted.limit_hits and peak is not None and peak <= MEMORY:
         return "enforced", f"{LOAD // MIB} MiB under {MEMORY // MIB} MiB: the rest was swapped out"
     return "accounted only", f"{LOAD // MIB} MiB fitted into {MEMORY // MIB} MiB"
+
+
+def _high(group: JobCgroup) -> tuple[Verdict, str]:
+    """One step above it is enough; the further ones are what the kernel makes slow."""
+    outcome = _inside(group, lambda: _touch(MEMORY + MIB))
+    if group.counters().high:
+        return "enforced", f"{MEMORY // MIB} MiB passed: slowed down, and counted"
+    if outcome.failure:
+        return _failed(outcome)
+    return "accounted only", f"{MEMORY // MIB + 1} MiB fitted in without being slowed down"
 
 
 def _events(group: JobCgroup) -> tuple[Verdict, str]:

@@ -196,10 +196,26 @@ class _Together:
         memory, swap = ("limits", "memory"), ("limits", "swap")
         if self.values.get(swap) is not None and self.lacks(memory):
             self.complain(swap, "a swap limit needs limits.memory beside it")
+        self._soft_limits()
         backoff = self.values.get(("restart", "backoff"), Restart().backoff)
         longest = self.values.get(("restart", "max_backoff"), Restart().max_backoff)
         if backoff > longest:
             self.complain(("restart", "backoff"), "is longer than restart.max_backoff")
+
+    def _soft_limits(self) -> None:
+        memory, high, low, idle, weight = (
+            ("limits", name)
+            for name in ("memory", "memory_high", "memory_low", "cpu_idle", "cpu_weight")
+        )
+        most = self.values.get(memory)
+        if most is not None and (self.values.get(high) or 0) >= most:
+            self.complain(high, "is not below limits.memory: it would never be reached")
+        for bound in (memory, high):
+            upper = self.values.get(bound)
+            if upper is not None and (self.values.get(low) or 0) > upper:
+                self.complain(low, f"is above limits.{bound[1]}: the job never has as much")
+        if self.values.get(idle) and weight in self.values:
+            self.complain(idle, "a job that has only the idle CPU time has no limits.cpu_weight")
 
     def environment(self) -> None:
         for key in self.raw:

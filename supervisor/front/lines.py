@@ -101,10 +101,10 @@ def number(value: float | None) -> str:
 
 
 def limit_value(limit: str, value: float | None) -> str:
-    """A limit's value in its own unit: sizes for memory and swap."""
+    """A limit's value in its own unit: sizes for memory (high as well) and swap."""
     if value is None:
         return "max"
-    return size(value) if limit in ("memory", "swap") else number(value)
+    return size(value) if limit in ("memory", "memory_high", "swap") else number(value)
 
 
 def ending(record: Mapping[str, Any]) -> str:

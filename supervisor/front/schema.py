@@ -181,6 +181,13 @@ def _matrix_value(value: object, _context: kinds.Context) -> tuple[str, ...]:
 LIMITS = (
     Setting("limits.memory", SHARE, "RAM, tmpfs pages and page cache included.", "none",
             '"256M"', "memory"),
+    Setting("limits.memory_high", SHARE,
+            "Above it the job is slowed down and its memory reclaimed, not killed; cgroup v2 only.",
+            "none", '"192M"', "memory-high"),
+    Setting("limits.memory_low", SHARE,
+            "Up to this much of its memory is left alone while others have any to give; cgroup v2 "
+            "only, and the cgroups above must grant it (`MemoryLow=` of a unit).", "none",
+            '"64M"', "memory-low"),
     Setting("limits.swap", SWAP, "Swap beside the memory; needs `limits.memory`.", "none", "0",
             "swap"),
     Setting("limits.swappiness", _whole(0, 100), "How readily it is swapped out; cgroup v1 only.",
@@ -190,6 +197,9 @@ LIMITS = (
     Setting("limits.cpus", _cpus(), "CPUs' worth of time.", "none", "1.5", "cpus"),
     Setting("limits.cpu_weight", _whole(1, 10000), "Its share when the CPUs are busy; 100 is even.",
             "100", "200", "cpu-weight"),
+    Setting("limits.cpu_idle", BOOLEAN,
+            "Give it only the CPU time that nobody else wants, instead of a `cpu_weight`.", "false",
+            "true", "cpu-idle"),
     Setting("limits.cpuset", Kind('list of CPUs: `"0-2,4"`', kinds.cpuset, "LIST"),
             "The CPUs it may run on.", "all", '"0-1"', "cpuset"),
     Setting("limits.io", Kind("array of tables: `path` and any of `read_bps`, `write_bps` (sizes), "

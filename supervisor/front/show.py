@@ -18,7 +18,7 @@ from supervisor.model.job import InlineAction, JobSpec, Mount, PolicyName, Tmpfs
 from supervisor.model.limits import IoLimit
 from supervisor.model.units import duration_text, size_text
 
-_SIZES = ("memory", "swap", "read_bps", "write_bps")
+_SIZES = ("memory", "memory_high", "memory_low", "swap", "read_bps", "write_bps")
 _TIMES = ("timeout", "cpu_time", "time_offset", "grace", "backoff", "max_backoff", "after")
 _NONE_IS_MAX = ("attempts",)
 """Where None is no bound, and leaving the key out would mean the default."""

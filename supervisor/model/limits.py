@@ -21,11 +21,14 @@ class Limits:
     """The limits of one job, in the units of the configuration.
 
     memory      bytes of RAM              memory.limit_in_bytes | memory.max
+    memory_high bytes; slowed down above  v2 only: memory.high
+    memory_low  bytes; left alone below   v2 only: memory.low
     swap        bytes of swap beside it   memory.memsw.limit_in_bytes - memory | memory.swap.max
     swappiness  0 to 100, v1 only         memory.swappiness
     pids        tasks, threads included   pids.max
     cpus        CPUs' worth of time       cpu.cfs_quota_us / cpu.cfs_period_us | cpu.max
     cpu_weight  1 to 10000, 100 is even   cpu.shares | cpu.weight
+    cpu_idle    only what is left over    cpu.idle
     cpuset      a list as "0-2,4"         cpuset.cpus
     io          per device                blkio.throttle.* | io.max
     open_files  per process               RLIMIT_NOFILE (no cgroup)
@@ -40,3 +43,6 @@ class Limits:
     cpuset: str | None = None
     io: tuple[IoLimit, ...] = ()
     open_files: int | None = None
+    memory_high: int | None = None
+    memory_low: int | None = None
+    cpu_idle: bool = False

@@ -30,6 +30,7 @@ from supervisor.policy.shape import misfit
 
 RANGES: dict[str, tuple[float, float]] = {
     "memory": (mmap.PAGESIZE, LARGEST_SIZE),
+    "memory_high": (mmap.PAGESIZE, LARGEST_SIZE),
     "swap": (0, LARGEST_SIZE),
     "pids": (1, 4194304),  # PID_MAX_LIMIT of include/linux/threads.h
     "cpus": (0.01, 8192),  # no quota below 1 ms (kernel/sched/core.c), the period being 100 ms
@@ -110,7 +111,7 @@ def _raise_limit(verdict: RaiseLimit, job: JobView) -> RaiseLimit:
         raise Refused(f"{verdict.limit} cannot be raised: the job has no such limit")
     # The kernel counts memory in pages: less than one more is no raise, and a held job would
     # come back to its limit for ever.
-    step = mmap.PAGESIZE if verdict.limit in ("memory", "swap") else 1
+    step = mmap.PAGESIZE if verdict.limit in ("memory", "memory_high", "swap") else 1
     if to <= now or (step > 1 and to // step <= now // step):
         raise Refused(f"{verdict.limit} would go from {now:.15g} to {to:.15g}, which is no raise")
     return evolve(verdict, to=to)

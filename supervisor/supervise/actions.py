@@ -139,5 +139,5 @@ def without(run: Run, limit: str) -> None:
 
 def lifted(limits: Limits, limit: str) -> Limits:
     """`limits` without one of them, given by its configuration key."""
-    nothing: Any = () if limit == "io" else None
+    nothing: Any = {"io": (), "cpu_idle": False}.get(limit)
     return evolve(limits, **{limit: nothing})

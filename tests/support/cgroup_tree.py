@@ -31,7 +31,7 @@ V1_FILES = {
                "cgroup.event_control": ""},
     "pids": {"pids.max": "max", "pids.current": "0", "pids.events": "max 0"},
     "cpu": {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000", "cpu.shares": "1024",
-            "cpu.stat": "nr_periods 0\nnr_throttled 0\nthrottled_time 2500000000"},
+            "cpu.idle": "0", "cpu.stat": "nr_periods 0\nnr_throttled 0\nthrottled_time 2500000000"},
     "cpuacct": {"cpuacct.usage": "3000000000", "cpuacct.usage_user": "2000000000",
                 "cpuacct.usage_sys": "1000000000"},
     "cpuset": {"cpuset.cpus": "", "cpuset.mems": ""},
@@ -44,11 +44,12 @@ V1_FILES = {
 
 V2_FILES = {
     "memory": {"memory.max": "max", "memory.swap.max": "max", "memory.high": "max",
-               "memory.current": "0", "memory.peak": "0", "memory.oom.group": "0",
+               "memory.low": "0", "memory.current": "0", "memory.peak": "0",
+               "memory.oom.group": "0",
                "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0",
                "memory.events.local": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0"},
     "pids": {"pids.max": "max", "pids.current": "0", "pids.peak": "0", "pids.events": "max 0"},
-    "cpu": {"cpu.max": "max 100000", "cpu.weight": "100"},
+    "cpu": {"cpu.max": "max 100000", "cpu.weight": "100", "cpu.idle": "0"},
     "io": {"io.max": "", "io.stat": "8:0 rbytes=4096 wbytes=512 rios=1 wios=1 dbytes=0 dios=0"},
     "cpuset": {"cpuset.cpus": "", "cpuset.cpus.effective": "0-1"},
 }  # fmt: skip
@@ -196,6 +197,12 @@ class Hierarchies:
 
     def _write_memory_max(self, directory: str, text: str) -> None:
         self._pages(f"{directory}/memory.max", text)
+
+    def _write_memory_high(self, directory: str, text: str) -> None:
+        self._pages(f"{directory}/memory.high", text)
+
+    def _write_memory_low(self, directory: str, text: str) -> None:
+        self._pages(f"{directory}/memory.low", text)
 
     def _write_memory_limit_in_bytes(self, directory: str, text: str) -> None:
         if int(text) > int(self.get(f"{directory}/memory.memsw.limit_in_bytes")):

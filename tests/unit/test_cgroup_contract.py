@@ -306,3 +306,25 @@ def test_what_is_missing_is_refused(world: World) -> None:
             job.apply(limits)
     else:
         assert job.apply(limits)[0].text == "10"
+
+
+SOFT = Limits(memory=64 * MIB, memory_high=32 * MIB)
+
+
+def test_soft_limits_hold_where_the_kernel_has_them(world: World) -> None:
+    job = world.manager.create("run")
+    missing = world.manager.missing(SOFT)
+    if missing:
+        assert [one.limit for one in missing] == ["memory_high"] and "v1" in missing[0].why
+        with pytest.raises(LimitError, match="memory_high"):
+            job.apply(SOFT)
+        return
+    assert str(32 * MIB) in [reading.text for reading in job.apply(SOFT)]
+    assert job.change("memory_high", 48 * MIB) == 48 * MIB
+
+
+def test_idle_cpu_time_is_asked_for(world: World) -> None:
+    assert world.manager.missing(Limits(cpu_idle=True)) == ()
+    (reading,) = world.manager.create("run").apply(Limits(cpu_idle=True))
+    assert reading.text in ("1", "True")
+    assert world.manager.create("other").apply(Limits(cpu_idle=False)) == ()

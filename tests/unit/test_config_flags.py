@@ -23,6 +23,8 @@ plugins = ["./p.py"]
 [jobs.true]
 command = ["true", "-x"]
 limits.memory = "64M"
+limits.memory_high = "48M"
+limits.memory_low = "16M"
 limits.swap = 0
 limits.swappiness = 3
 limits.pids = 32
@@ -85,7 +87,8 @@ def test_each_setting_has_a_flag_or_a_reason_for_none():
 
 def test_flags_say_what_a_file_says():
     spec = flags(
-        "--memory", "64M", "--swap", "0", "--swappiness", "3", "--pids", "32", "--cpus", "1.5",
+        "--memory", "64M", "--memory-high", "48M", "--memory-low", "16M", "--swap", "0",
+        "--swappiness", "3", "--pids", "32", "--cpus", "1.5",
         "--cpu-weight", "7", "--cpuset", "0", "--open-files", "9",
         "--io", "/srv:read_bps=50M,write_iops=3", "--root", "./r", "--write", "overlay", "--keep",
         "--mount", "/a:/b:ro", "--mount", "x:/c", "--tmpfs", "/s:size=1M", "--network", "host",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from supervisor.errors import ConfigError
 from supervisor.front import example
 from supervisor.front.config import Config, add_job_flags, from_flags, parse, show
-from supervisor.front.schema import JOB, SUPERVISOR, TOP
+from supervisor.front.schema import BOOLEAN, JOB, SUPERVISOR, TOP
 from supervisor.front.show import toml
 from supervisor.model import HOOKS
 from tests.unit.test_config_parse import CONTEXT
@@ -123,7 +123,9 @@ def test_lines_of_the_example_in_any_order(lines, count):
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([one.flag for one in JOB.settings if one.flag and one.flag != "keep"]),
+            st.sampled_from(
+                [one.flag for one in JOB.settings if one.flag and one.kind is not BOOLEAN]
+            ),
             st.sampled_from(WORDS) | st.text(max_size=8),
         ),
         max_size=6,

@@ -65,6 +65,7 @@ limits = st.builds(
     Limits,
     memory=sizes,
     swap=maybe(sizes),
+    memory_low=maybe(st.just(4096)),
     pids=maybe(st.integers(1, 4194304)),
     cpus=maybe(st.floats(0.01, 8192)),
     cpu_weight=maybe(st.integers(1, 10000)),

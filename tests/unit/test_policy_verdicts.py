@@ -90,7 +90,10 @@ def test_nonsense_is_told_by_its_type(answer: object, told: str) -> None:
         (RaiseLimit("pids", 0), "outside 1 to 4194304"),
         (RaiseLimit("pids", 32.9), "pids would go from 32 to 32, which is no raise"),
         (RaiseLimit("cpus", 2), "cpus cannot be raised: the job has no such limit"),
-        (Retry({"ram": 5}), '"ram" is no limit that can change; allowed: memory, swap'),
+        (
+            Retry({"ram": 5}),
+            '"ram" is no limit that can change; allowed: memory, memory_high, swap',
+        ),
         (Retry({"cpuset": 5}), '"cpuset" is no limit'),
         (Retry({"memory": 0}), "outside"),
         (Retry(after=-1), "after would be -1 seconds"),
