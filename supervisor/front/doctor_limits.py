@@ -26,6 +26,7 @@ from supervisor.model.limits import IoLimit, Limits
 
 MIB = 1 << 20
 MEMORY, LOAD = 16 * MIB, 32 * MIB
+HIGH = 4 * MIB
 PIDS, FORKS = 4, 8
 CPUS, BURN = 0.2, 0.5
 IO_RATE, IO_SIZE = 4 * MIB, 2 * MIB
@@ -49,7 +50,7 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
     return [
         of("memory limit", memory, _memory, True),
         of("memory events", memory, _events, True),
-        of("memory_high", Limits(memory_high=MEMORY), _high),
+        of("memory_high", Limits(memory_high=HIGH), _high),
         of("memory_low", Limits(memory_low=MEMORY), _read_back),
         of("swap limit", Limits(memory=MEMORY, swap=0), _swap),
         of("pids limit", Limits(pids=PIDS), _pids, True),
@@ -139,12 +140,12 @@ def _memory(group: JobCgroup) -> tuple[Verdict, str]:
 
 def _high(group: JobCgroup) -> tuple[Verdict, str]:
     """One step above it is enough; the further ones are what the kernel makes slow."""
-    outcome = _inside(group, lambda: _touch(MEMORY + MIB))
+    outcome = _inside(group, lambda: _touch(HIGH + MIB // 2), 0.5)
     if group.counters().high:
-        return "enforced", f"{MEMORY // MIB} MiB passed: slowed down, and counted"
+        return "enforced", f"{HIGH // MIB} MiB passed: slowed down, and counted"
     if outcome.failure:
         return _failed(outcome)
-    return "accounted only", f"{MEMORY // MIB + 1} MiB fitted in without being slowed down"
+    return "accounted only", f"more than {HIGH // MIB} MiB fitted in without being slowed down"
 
 
 def _events(group: JobCgroup) -> tuple[Verdict, str]:

@@ -145,17 +145,12 @@ def _instance(job: JobCgroup) -> str:
     return os.path.dirname(os.path.dirname(job.path))
 
 
-@pytest.mark.parametrize(
-    "less", [Limits(cpu_idle=True), Limits(cpu_weight=10)], ids=["idle", "weight"]
-)
-def test_a_job_that_is_to_have_less_leaves_the_cpu_to_the_others(
-    manager: Manager, less: Limits
-) -> None:
+def test_an_idle_job_leaves_the_cpu_to_the_others(manager: Manager) -> None:
     """Both on one CPU, where they are rivals as two jobs are."""
     cpu = min(os.sched_getaffinity(0))
     used = {}
     processes = {}
-    for name, limits in (("less", less), ("usual", Limits())):
+    for name, limits in (("less", Limits(cpu_idle=True)), ("usual", Limits())):
         job = manager.create(name)
         assert manager.missing(limits) == ()
         job.apply(limits)
