@@ -1,6 +1,6 @@
 """The states of a job and the one table of its transitions.
 
-waiting ──► starting ──► running ◄──► held | frozen
+waiting ──► starting ──► running ◄──► held ──► frozen ──► running
    │            │           │           │
    │            ▼           ▼           ▼
    │         ended ◄──── stopping ◄─────┘
@@ -38,7 +38,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.RUNNING: frozenset(
         {State.HELD, State.FROZEN, State.STOPPING, State.ENDED, State.BACKOFF}
     ),
-    State.HELD: frozenset({State.RUNNING, State.STOPPING, State.ENDED, State.BACKOFF}),
+    State.HELD: frozenset(
+        {State.RUNNING, State.FROZEN, State.STOPPING, State.ENDED, State.BACKOFF}
+    ),
     State.FROZEN: frozenset({State.RUNNING, State.STOPPING, State.ENDED, State.BACKOFF}),
     State.STOPPING: frozenset({State.ENDED, State.BACKOFF}),
     State.BACKOFF: frozenset({State.STARTING, State.ENDED}),

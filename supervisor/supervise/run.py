@@ -204,7 +204,7 @@ class Run:
         self.shared.log.observe(self.spec.name, self.id, event)
         if isinstance(event, OomKill) and self.spec.oom == "kill":
             stopping.kill(self)
-        if isinstance(event, MemoryLimit) and event.held:
+        if isinstance(event, MemoryLimit) and event.held and not self._frozen:
             self.set_state(State.HELD)
         decision = await self.shared.engine.decide(event, self.view())
         actions.perform(self, event, decision)
