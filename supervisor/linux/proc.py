@@ -128,6 +128,21 @@ def stat(pid: int, proc: str = "/proc") -> Stat:
     return Stat(read_file(f"{proc}/{pid}/stat"))
 
 
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h."""
+
+
+def pids_are_the_kernels(proc: str = "/proc") -> bool:
+    """Whether our process numbers are those that the kernel's log uses.
+
+    They are in the first pid namespace only.
+    """
+    try:
+        return os.stat(f"{proc}/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return False  # no namespaces in this kernel, or no such file for us: do not rely on it
+
+
 def children(pid: int, proc: str = "/proc") -> list[int]:
     """The direct children of every thread of `pid`, zombies included.
 

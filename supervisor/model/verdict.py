@@ -30,6 +30,7 @@ class Facts:
     oom_foreign   processes the kernel killed although it was not (an ancestor's limit, the host)
     refused       forks refused at the job's pids.max
     oom_first     an OOM kill was counted before the supervisor began `cause`
+    oom_command   whether the command itself was one of those killed; None: it is not known
     """
 
     code: int | None = None
@@ -39,6 +40,7 @@ class Facts:
     oom_own: int = 0
     oom_foreign: int = 0
     oom_first: bool = False
+    oom_command: bool | None = None
     refused: int = 0
     oom: Literal["kill", "continue"] = "kill"
 
@@ -46,18 +48,25 @@ class Facts:
 def verdict(facts: Facts) -> Reason:
     """The reason, by the order that docs/verdicts.md gives.
 
-    An OOM kill decides before anything that came after it; with `oom = "continue"` it decides
-    only for a payload that was itself killed by SIGKILL.
+    An OOM kill decides before anything that came after it; with `oom = "continue"` only if it
+    was the command's.
     """
     if facts.start_failed:
         return Reason.START_FAILED
     if facts.cause is not None and not facts.oom_first:
         return facts.cause.reason
-    if (facts.oom_own or facts.oom_foreign) and (facts.oom == "kill" or facts.signal == 9):
+    if (facts.oom_own or facts.oom_foreign) and (facts.oom == "kill" or _command_killed(facts)):
         return Reason.OOM if facts.oom_own else Reason.OOM_HOST
     if facts.cause is not None:
         return facts.cause.reason
     return _by_exit(facts)
+
+
+def _command_killed(facts: Facts) -> bool:
+    """Where the victim is not known: a SIGKILL that was not ours is taken for the kernel's."""
+    if facts.signal != 9:
+        return False
+    return facts.cause is None if facts.oom_command is None else facts.oom_command
 
 
 def _by_exit(facts: Facts) -> Reason:

@@ -57,6 +57,7 @@ def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord
             oom_own=0 if read.foreign else kills,
             oom_foreign=kills if read.foreign else 0,
             oom_first=run.oom_first,
+            oom_command=run.shared.kernel_log.killed(run.payload, run.log_mark) if kills else None,
             refused=read.counters.refused,
             oom=run.spec.oom,
         )

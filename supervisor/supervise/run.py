@@ -76,6 +76,7 @@ class Run:
         self.retry: tuple[Retry, str] | None = None
         self.cause: Cause | None = None
         self.oom_first = False
+        self.log_mark = shared.kernel_log.mark()
         self.limit_history: list[LimitChange] = []
         self._on_state = on_state
         self._state = State.STARTING

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from attrs import frozen
 
 from supervisor.errors import KernelError
+from supervisor.linux import proc
 from supervisor.linux.kmsg import (
     PATH,
     ForkRejected,
@@ -57,6 +58,14 @@ class Kill:
         return f"chose process {self.victim.pid} ({self.victim.task!r})"
 
 
+@frozen
+class Mark:
+    """A place in the log: how many kills, and how many gaps, were before it."""
+
+    kills: int
+    gaps: int
+
+
 class KernelLog:
     """Reads `kmsg` and remembers.  `why`: why it cannot be read, or no longer; empty if it can.
 
@@ -69,6 +78,8 @@ class KernelLog:
         self.listener: Callable[[Record], None] | None = None
         self._kills: deque[Kill] = deque(maxlen=REMEMBERED)
         self._forks: deque[str] = deque(maxlen=REMEMBERED)
+        self._pids: deque[int] = deque(maxlen=REMEMBERED)
+        self._killed = 0
 
     @classmethod
     def open(cls, path: str = PATH) -> KernelLog:
@@ -102,6 +113,8 @@ class KernelLog:
         elif isinstance(record, OomVictim):
             self._kills.append(Kill(record, None))
         else:
+            self._pids.append(record.pid)
+            self._killed += 1
             self._remember_kill(record)
 
     def _remember_kill(self, killed: OomKilled) -> None:
@@ -152,6 +165,27 @@ class KernelLog:
             if kill.victim and _in(kill.victim.memcg, (path,)):
                 return kill.victim.limiting or "/"
         return None
+
+    def mark(self) -> Mark:
+        """Where the log stands now, for `killed`."""
+        self.drain()
+        return Mark(self._killed, self._kmsg.overwritten if self._kmsg else 0)
+
+    def killed(self, pid: int, since: Mark) -> bool | None:
+        """Whether process `pid` was killed for want of memory after `since`.
+
+        The kernel tells of each kill, unlike of the limit behind it.  None: the log cannot be
+        read, has gaps or too much in it, or counts processes otherwise than we do.
+        """
+        self.drain()
+        if not proc.pids_are_the_kernels():
+            return None
+        new = self._killed - since.kills
+        if pid in [*self._pids][max(0, len(self._pids) - new) :]:
+            return True
+        if self._kmsg is None or self.why or self._kmsg.overwritten != since.gaps:
+            return None
+        return None if new > REMEMBERED else False
 
     def close(self) -> None:
         """Idempotent; what was read is still known."""

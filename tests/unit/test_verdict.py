@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,9 @@ CAUSES = [Cause(reason, "who") for reason in
         (Facts(signal=9, oom_own=1, oom="continue"), "oom"),
         (Facts(signal=9, oom_foreign=1, oom="continue"), "oom_host"),
         (Facts(signal=15, oom_own=1, oom="continue"), "signal"),
+        (Facts(signal=9, oom_own=1, oom="continue", oom_command=True), "oom"),
+        (Facts(signal=9, oom_own=1, oom="continue", oom_command=False), "signal"),
+        (Facts(signal=9, oom_own=1, oom_command=False), "oom"),
         (Facts(code=0, refused=5), "succeeded"),
         (Facts(code=2, refused=5), "pids"),
         (Facts(signal=6, refused=1), "pids"),
@@ -67,8 +71,12 @@ def test_what_the_kernel_did_first_comes_first(cause: Cause) -> None:
 
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.reason)
 def test_survivors_of_an_oom_kill_that_are_stopped_later_are_stopped(cause: Cause) -> None:
-    facts = Facts(cause=cause, signal=15, oom_own=1, oom_first=True, oom="continue")
-    assert verdict(facts) is cause.reason
+    """Also by our SIGKILL; `oom` only where the command is known to have been the victim."""
+    for signal, victim in ((15, None), (9, None), (9, False)):
+        facts = Facts(cause=cause, signal=signal, oom_own=1, oom_first=True, oom="continue",
+                      oom_command=victim)  # fmt: skip
+        assert verdict(facts) is cause.reason
+    assert verdict(evolve(facts, oom_command=True)) is Reason.OOM
 
 
 @given(
@@ -80,6 +88,7 @@ def test_survivors_of_an_oom_kill_that_are_stopped_later_are_stopped(cause: Caus
         oom_own=st.integers(0, 3),
         oom_foreign=st.integers(0, 3),
         oom_first=st.booleans(),
+        oom_command=st.none() | st.booleans(),
         refused=st.integers(0, 3),
         oom=st.sampled_from(["kill", "continue"]),
     )
@@ -88,6 +97,7 @@ def test_nothing_is_claimed_without_its_proof(facts: Facts) -> None:
     reason = verdict(facts)
     if reason is Reason.OOM:
         assert facts.oom_own
+        assert facts.oom == "kill" or facts.oom_command is not False
     if reason is Reason.OOM_HOST:
         assert facts.oom_foreign and not facts.oom_own
     if reason is Reason.PIDS:

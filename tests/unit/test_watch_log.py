@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.linux import proc
 from supervisor.linux.kmsg import ForkRejected, Kmsg, Record
-from supervisor.watch.kernel_log import REMEMBERED, KernelLog
+from supervisor.watch.kernel_log import REMEMBERED, KernelLog, Mark
 
 RUN = "/s/run-1/payload"
 
@@ -164,3 +165,38 @@ def test_a_log_that_fails_is_given_up_with_the_reason(
     assert "Input/output error" in kernel.log.why
     assert kernel.log.fileno() == -1
     assert len(told(kernel.log, RUN)) == 1
+
+
+def test_a_kill_is_known_by_its_pid_from_a_mark_on(kernel: Kernel, monkeypatch) -> None:
+    """The number may have been an earlier victim's: what was before the mark does not count."""
+    monkeypatch.setattr(proc, "pids_are_the_kernels", lambda: True)
+    kernel.killed(7)
+    mark = kernel.log.mark()
+    assert kernel.log.killed(7, mark) is False
+    kernel.killed(8)
+    assert (kernel.log.killed(7, mark), kernel.log.killed(8, mark)) == (False, True)
+    assert kernel.log.killed(8, kernel.log.mark()) is False
+
+
+def test_a_log_that_may_lack_a_kill_denies_none(kernel: Kernel, monkeypatch) -> None:
+    monkeypatch.setattr(proc, "pids_are_the_kernels", lambda: True)
+    mark = kernel.log.mark()
+    for pid in range(2, REMEMBERED + 3):
+        kernel.killed(pid)
+        kernel.log.drain()
+    assert kernel.log.killed(1, mark) is None
+    assert kernel.log.killed(REMEMBERED, mark) is True
+    kernel.kmsg.overwritten += 1
+    assert kernel.log.killed(1, Mark(REMEMBERED, 0)) is None
+
+
+def test_where_numbers_differ_from_the_kernels_or_there_is_no_log_nothing_is_known(
+    kernel: Kernel, monkeypatch
+) -> None:
+    mark = kernel.log.mark()
+    kernel.killed(7)
+    monkeypatch.setattr(proc, "pids_are_the_kernels", lambda: False)
+    assert kernel.log.killed(7, mark) is None
+    monkeypatch.setattr(proc, "pids_are_the_kernels", lambda: True)
+    blind = KernelLog(None, "no such file")
+    assert blind.killed(7, blind.mark()) is None
