@@ -1,6 +1,6 @@
 """How a job is made to end: a polite signal to the whole tree, patience, SIGKILL, the init's end.
 
-May import: `errors`, `model`, `supervise.run` (for its type only).
+May import: `errors`, `model`, `linux`, `supervise.run` (for its type only).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.errors import KernelError
+from supervisor.linux import proc
 
 if TYPE_CHECKING:
     from supervisor.supervise.run import Run
@@ -27,12 +28,14 @@ def signal_number(name: str) -> int:
 async def end(run: Run, hurry: trio.Event) -> None:
     """Cancelled by the end of the job.  `hurry`: the grace is over now."""
     _thaw(run)
+    _continue_init(run)
     if not hurry.is_set():
         stop = run.spec.stop
         run.send_signal(stop.signal)
         with trio.move_on_after(stop.grace):
             await hurry.wait()
     kill(run)
+    _continue_init(run)
     await trio.sleep(KILL_PATIENCE)
     # The init writes the exit record when the payload is gone; one that cannot is no use.
     run.container.send_signal(signal.SIGKILL)
@@ -59,3 +62,14 @@ def _thaw(run: Run) -> None:
         run.cgroup.thaw()
     except KernelError as error:
         run.warn(f"cannot thaw: {error}")
+
+
+def _continue_init(run: Run) -> None:
+    """An init that somebody has stopped hears no signal, and does not see the command end."""
+    try:
+        stopped = proc.stat(run.container.pid).state == "T"
+    except KernelError:
+        return  # it has just ended
+    if stopped:
+        run.warn("the job's init had been stopped by a signal from outside: it was continued")
+        run.container.send_signal(signal.SIGCONT)
