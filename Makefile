@@ -7,12 +7,14 @@ ARGS ?=
 VM ?= both
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-v2 lint bench docs vm-shell clean stale
+.PHONY: help run test test-v2 verdicts lint bench docs vm-shell clean stale
 
 help:
 	@echo 'make run        set up, then run config.toml.example'
 	@echo 'make test       set up, then run the tests (ARGS="-k oom tests/kernel")'
 	@echo 'make test-v2    the kernel tests in guests with cgroup v2 (VM=uml, VM=qemu: only there)'
+	@echo 'make verdicts   each way a job can end, 200 times, against the reason told (VM=uml, VM=qemu:'
+	@echo '                in a guest; ARGS="--runs 30")'
 	@echo 'make vm-shell   a shell in such a guest (VM=qemu: the complete one)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make bench      compare the start of a container with crun, runc and bwrap'
@@ -29,6 +31,11 @@ test: $(VENV)/test.stamp
 # A guest sees this directory and the virtual environment read-only, under an overlay of its own.
 test-v2: $(VENV)/test.stamp
 	$(BIN)/python -m tests.vm.suite --engine $(VM) -- $(ARGS)
+
+# On this host, or with VM=uml or VM=qemu in a guest.
+verdicts: $(VENV)/test.stamp
+	$(if $(filter uml qemu,$(VM)),$(BIN)/python -m tests.vm \
+		--engine $(VM) --timeout 0 --) $(BIN)/python -m tests.matrix $(ARGS)
 
 vm-shell: $(VENV)/test.stamp
 	$(BIN)/python -m tests.vm --engine $(VM:both=uml) --timeout 0 --disk 64M --terminal -- /bin/bash

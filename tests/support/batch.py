@@ -184,10 +184,10 @@ class Running:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def finish(self) -> Result:
-        """Wait for its end."""
+    def finish(self, patience: float = PATIENCE) -> Result:
+        """Wait for its end, so many seconds at most."""
         try:
-            self.process.wait(timeout=PATIENCE)
+            self.process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             stop(self.process)
             raise AssertionError("the batch does not end:\n" + self.stderr()) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 
@@ -48,6 +48,42 @@ def session_parent() -> Iterator[str]:
                 files.remove(below)
         for step in steps:
             step.undo()
+
+
+@contextmanager
+def limited_parent(memory: int) -> Iterator[str]:
+    """A cgroup with `memory` bytes for all that is below, as `cgroup_parent` takes it."""
+    found = detect.find(None).hierarchies
+    if all(hierarchy.unified for hierarchy in found):
+        with session_parent() as parent:
+            for hierarchy in found:
+                directory = f"{hierarchy.base}/{parent.rpartition('/')[2]}"
+                _limit(directory, {"memory.max": memory, "memory.swap.max": 0})
+            yield parent
+        return
+    name = f"supervise-test.{os.getpid()}.{next(_NUMBERS)}"
+    made: list[str] = []
+    try:
+        for hierarchy in found:
+            directory = f"{hierarchy.mount}/{name}"
+            files.make(directory)
+            made.append(directory)
+            if "cpuset" in hierarchy.controllers:
+                Cpuset.inherit(directory)
+            if "memory" in hierarchy.controllers:
+                both = {f"memory.{kind}limit_in_bytes": memory for kind in ("", "memsw.")}
+                _limit(directory, both)
+        yield f"/{name}"
+    finally:
+        for directory in made:
+            files.remove(directory)
+
+
+def _limit(directory: str, limits: Mapping[str, int]) -> None:
+    """Write those limits that this kernel has: not every one counts swap."""
+    for name, value in limits.items():
+        if files.exists(f"{directory}/{name}"):
+            files.write(f"{directory}/{name}", str(value))
 
 
 def start(
