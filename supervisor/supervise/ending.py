@@ -101,8 +101,14 @@ def _read_cgroup(run: Run) -> _Read:
 
 
 def _foreign(run: Run) -> bool:
-    """Whether a limit other than the job's own killed: by the counters, else by the kernel log."""
+    """Whether a limit other than the job's own killed, or the host's want of memory.
+
+    By the counters; by v1's alarm, for the traces of an own limit may be those of a reclaim that
+    succeeded; else by the kernel log.
+    """
     told = run.cgroup.foreign_oom()
+    if run.subscription.announced is False:
+        return True
     if told is not None:
         return told
     own = _kernel_paths(run)

@@ -75,6 +75,7 @@ class Subscription:
         self._known = Known()
         self._gone = False
         self._alarmed = False
+        self._announced = False
         self._send, self.events = trio.open_memory_channel[Event](QUEUE)
         self._pending: dict[type, Event] = {}
         self._sending: trio.CancelScope | None = None
@@ -91,6 +92,16 @@ class Subscription:
     def in_oom(self) -> bool:
         """Whether the kernel announced an OOM whose outcome is not known yet."""
         return self._oom_watch is not None
+
+    @property
+    def announced(self) -> bool | None:
+        """Whether v1 ever told of an OOM at the job's limit or at one above; None: not watched.
+
+        mm/memcontrol-v1.c, mem_cgroup_oom_notify: everybody below the limit is told before the
+        kill.  Of the host's own want of memory the controller tells nobody.
+        """
+        watched = any(note.kind == "eventfd" for note in self.notifications)
+        return self._announced if watched else None
 
     def update(self, limits: Limits, *, held: bool) -> None:
         """The limits have changed, or whether tasks are held at the one of memory.
@@ -185,6 +196,7 @@ class Subscription:
         if self._watcher.take_alarms(self) or self._alarmed:
             counters = self._cgroup.counters()
             self._alarmed = False
+            self._announced = True
             return Reading(counters, populated, alarmed=True)
         return Reading(counters, populated)
 

@@ -5,10 +5,14 @@ Imports nothing of the supervisor: these are what a user would write.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+PYTHON = os.path.realpath(sys.executable)
+"""Jobs see the host's files; a link into a virtual environment would need its directory too."""
 HOG = "tail /dev/zero"
 """GNU tail keeps all of a line that does not end: it grows until it is stopped."""
 MEMORY = {"limits.memory": "16M", "limits.swap": 0}
@@ -17,10 +21,17 @@ PIDS = {"limits.pids": 8}
 BUSYBOX = {"mounts": [{"source": "BUSYBOX", "target": "/tmp/busybox"}]}
 
 FORKS = "my @p; for (1..20) { my $p = fork; if (defined $p && !$p) { sleep 1000; exit } } "
-FILLS = "my $r = rand() . 'x' x 220; -e qq(/usr/lib/$r.$_) for 1..22000; "
-"""Names that do not exist are remembered (negative dentries): some 16.2 MiB that are the job's, and
-that the kernel takes back when a limit is reached.  So the limit is reached, and nobody killed;
-with much more of it the kernel sometimes does not find enough in time, and does kill."""
+FILLS = """
+import mmap, os
+room = mmap.mmap(-1, 24 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def fill():
+    for at in range(0, 24 << 20, 1 << 18):
+        room[at : at + (1 << 18)] = b"x" * (1 << 18)
+        room.madvise(mmap.MADV_FREE, at, 1 << 18)
+fill()
+"""
+"""Python that reaches a limit of 16 MiB and is not killed: MADV_FREE lets the kernel take the pages
+back when the limit is reached, and not before."""
 EATS = "my @a; push @a, q(x) x 65536 while 1"
 
 
@@ -56,6 +67,13 @@ def sh(script: str, reason: str, status: int = 1, /, **more: Any) -> Case:
 def perl(script: str, reason: str, status: int = 1, /, **more: Any) -> Case:
     settings = more.pop("settings", {})
     return Case(("perl", "-e", script), reason, status, settings, **more)
+
+
+def fills(then: str, reason: str, status: int = 1, /, **more: Any) -> Case:
+    """One that reaches its limit of 16 MiB without a kill, and does something then."""
+    settings = {**MEMORY, **more.pop("settings", {})}
+    command = PYTHON, "-I", "-S", "-c", FILLS + then
+    return Case(command, reason, status, settings, full=True, **more)
 
 
 ENDS = {
@@ -98,7 +116,7 @@ OUT_OF_MEMORY = {
         "oom", 137, {"limits.memory": "32M", "limits.swap": 0}, signal=9, oom_kills=1),
     "oom-shared-memory": sh("cat /dev/zero > /tmp/file; exit 0", "oom", 137, settings=MEMORY,
                             oom_kills=1),
-    "oom-after-reclaim": perl(FILLS + EATS, "oom", 137, settings=MEMORY, signal=9, oom_kills=1),
+    "oom-after-reclaim": fills("bytearray(64 << 20)", "oom", 137, signal=9, oom_kills=1),
     "oom-after-refused-fork": perl(FORKS + EATS, "oom", 137, settings={**MEMORY, **PIDS},
                                    signal=9, oom_kills=1, refused=True),
     "oom-continue": sh(f"{HOG}; exit 0", "succeeded", 0, settings=CONTINUE,
@@ -123,13 +141,11 @@ OUT_OF_MEMORY = {
     "oom-not-raised": Case(("tail", "/dev/zero"), "oom", 137,
                            {**MEMORY, "on_memory_limit": {"action": "ignore"}},
                            signal=9, oom_kills=1),
-    "at-limit-succeeds": perl(FILLS, "succeeded", 0, settings=MEMORY, exit_code=0, full=True),
-    "at-limit-exits-137": perl(FILLS + "exit 137", "failed", 137, settings=MEMORY, exit_code=137,
-                               full=True),
-    "at-limit-kills-itself": perl(FILLS + "kill 'KILL', $$", "signal", 137, settings=MEMORY,
-                                  signal=9, full=True),
-    "at-limit-times-out": perl(FILLS + "sleep 1000", "timeout", 124, signal=15, full=True,
-                               settings={**MEMORY, "timeout": "5s"}),
+    "at-limit-succeeds": fills("os._exit(0)", "succeeded", 0, exit_code=0),
+    "at-limit-exits-137": fills("os._exit(137)", "failed", 137, exit_code=137),
+    "at-limit-kills-itself": fills("os.kill(os.getpid(), 9)", "signal", 137, signal=9),
+    "at-limit-times-out": fills("while True: fill()", "timeout", 124, signal=15,
+                                settings={"timeout": "3s"}),
 }  # fmt: skip
 
 REFUSED = {

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.matrix.cases import CONTINUE, FILLS, FORKS, HOG, MEMORY, PIDS, Case, perl, sh
+from tests.matrix.cases import CONTINUE, FORKS, HOG, MEMORY, PIDS, Case, fills, perl, sh
 
 PATIENCE = 60.0
 """Seconds to wait for a job to be where it is to be killed."""
@@ -80,8 +80,7 @@ KILLED: dict[str, tuple[Case, Deed]] = {
         sh(f"trap '' TERM; {SLEEPS}", "timeout", signal=9,
            settings={"timeout": "2s", "stop.grace": "200ms"}), stop_init),
     "at-limit-killed": (
-        perl(FILLS + "exec 'sleep', '1000'", "signal", settings=MEMORY, signal=9, full=True),
-        kill_command),
+        fills("os.execvp('sleep', ['sleep', '1000'])", "signal", signal=9), kill_command),
     "pids-killed": (
         perl(FORKS + "exec 'sleep', '1000'", "pids", settings=PIDS, signal=9, refused=True),
         kill_command),
@@ -102,8 +101,8 @@ STOPPED = {
                                  settings=MEMORY, oom_kills=1),
     "stopped-after-refusal": perl(FORKS + PERL_READY + "exec 'sleep', '1000'", "stopped",
                                   settings=PIDS, signal=15, refused=True),
-    "stopped-at-limit": perl(FILLS + PERL_READY + "exec 'sleep', '1000'", "stopped",
-                             settings=MEMORY, signal=15, full=True),
+    "stopped-at-limit": fills(
+        "open('/tmp/ready', 'w').write('x\\n')\nwhile True: fill()", "stopped", signal=15),
     "stopped-after-oom": sh(f"trap '' TERM; {HOG}; {READY}; {SLEEPS}", "stopped", signal=9,
                             settings={**CONTINUE, "stop.grace": "200ms"}, oom_kills=1),
     "stopped-before-start": Case(("true",), "skipped", 1, {"after": ["stopped"]}),

@@ -401,3 +401,21 @@ async def test_an_error_in_the_block_comes_out_bare() -> None:
         with pytest.raises(LookupError, match="mine"):
             await use(nursery)
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_whether_a_limit_announced_an_oom_is_remembered(
+    watcher: Watcher, tmp_path: Path
+) -> None:
+    """The end asks, long after the alarm was taken; where none is watched there is no answer."""
+    for name in ("memory.oom_control", "cgroup.event_control"):
+        (tmp_path / name).write_text("")
+    control = str(tmp_path / "cgroup.event_control")
+    note = Notification("eventfd", str(tmp_path / "memory.oom_control"), control)
+    one = watcher.subscribe(Told(FakeManager(), "run-1", notes=(note,)), LIMITS, held=False)
+    assert one.announced is False
+    os.eventfd_write(one.alarms[0], 1)
+    await wait_all_tasks_blocked()
+    one.close()
+    assert one.announced is True
+    two = watcher.subscribe(Told(FakeManager(), "run-2"), LIMITS, held=False)
+    assert two.announced is None
