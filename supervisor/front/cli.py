@@ -188,6 +188,9 @@ def _doctor(verb: argparse.ArgumentParser) -> None:
 
 
 def _init(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--systemd", action="store_true", help="print a unit instead, supervise@.service"
+    )
     verb.set_defaults(verb=_do_init)
 
 
@@ -232,10 +235,10 @@ def _do_doctor(args: argparse.Namespace) -> int:
     return doctor(as_json=args.json, colour=colour, say=print)
 
 
-def _do_init(_args: argparse.Namespace) -> int:
+def _do_init(args: argparse.Namespace) -> int:
     from supervisor.front import example
 
-    print(example.text(), end="")
+    print(example.unit() if args.systemd else example.text(), end="")
     return 0
 
 

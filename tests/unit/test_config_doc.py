@@ -64,5 +64,5 @@ def test_the_table_and_the_model_hold_the_same():
 
 def test_a_missing_example_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(example, "__file__", str(tmp_path / "a/b/example.py"))
-    with pytest.raises(Exception, match=r"config\.toml\.example: the example is missing"):
+    with pytest.raises(Exception, match=r"config\.toml\.example: missing in this installation"):
         example.text()

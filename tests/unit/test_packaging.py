@@ -60,6 +60,18 @@ def test_policies_and_example_are_in_the_wheel(installed: Path) -> None:
     assert example == (ROOT / "config.toml.example").read_bytes()
 
 
+def test_the_unit_of_an_installation_calls_that_installation(installed: Path) -> None:
+    """Wherever it is, as systemd reads it; what is no file named `supervise` is called by module."""
+    command = installed / "a place of 100%" / "supervise"
+    command.parent.mkdir()
+    command.touch(mode=0o755)
+    show = "from supervisor.front.example import unit; print(unit())"
+    unit = in_installed(installed, f"sys.argv = [{str(command)!r}]\n{show}")
+    assert f'ExecStart="{str(command).replace("%", "%%")}" /etc/supervise/%i.toml\n' in unit
+    unit = in_installed(installed, f"sys.argv = ['-c']\n{show}")
+    assert f"ExecStart={sys.executable} -m supervisor /etc/supervise/%i.toml\n" in unit
+
+
 def test_the_installed_code_is_what_runs(installed: Path) -> None:
     where = in_installed(installed, "import supervisor; print(supervisor.__file__)")
     assert Path(where.strip()).is_relative_to(installed)
