@@ -6,16 +6,18 @@ Trials fork, which only a process with one thread may do: they run in an interpr
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
 
 from supervisor.cgroup.api import Missing
 from supervisor.front import doctor
-from supervisor.front.doctor_trial import Check
+from supervisor.front.doctor_trial import Check, Outcome
 from supervisor.model import Limits
 from tests.support.command import ROOT
 
@@ -216,6 +218,23 @@ def test_missing_limits_are_told_with_their_fix_and_nothing_is_made():
     assert {check.verdict for check in checks} == {"unavailable"}
     assert (checks[0].detail, checks[0].fix) == ("no memory; none", "mount it")
     assert not doctor.healthy(checks)
+
+
+def test_a_notification_may_come_a_little_later_than_what_it_tells_of(monkeypatch):
+    from supervisor.front import doctor_limits
+
+    reader, writer = os.pipe()
+    late = threading.Timer(0.05, os.write, (writer, b"x"))
+
+    def trial(_group, _work):
+        late.start()
+        return Outcome(signal=9)
+
+    monkeypatch.setattr(doctor_limits, "_inside", trial)
+    verdict, _ = doctor_limits._told_by(os.fdopen(reader, "rb", buffering=0), None, "a pipe")
+    late.join()
+    os.close(writer)
+    assert verdict == "enforced"
 
 
 def test_the_whole_doctor_as_whoever_runs_the_tests():
