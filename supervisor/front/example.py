@@ -48,7 +48,7 @@ def _command() -> str:
     """This command as it was called, in systemd's quotes (systemd.syntax(7))."""
     called = shutil.which(sys.argv[0])
     if called and Path(called).name == "supervise":
-        return _quoted(os.path.abspath(called))  # noqa: PTH100 - the name, not what it links to
+        return _quoted(os.path.abspath(called))
     return f"{_quoted(sys.executable)} -m supervisor"
 
 

@@ -61,7 +61,7 @@ def test_policies_and_example_are_in_the_wheel(installed: Path) -> None:
 
 
 def test_the_unit_of_an_installation_calls_that_installation(installed: Path) -> None:
-    """Wherever it is, as systemd reads it; what is no file named `supervise` is called by module."""
+    """Wherever it is, in systemd's quotes; without a file named `supervise`, by its module."""
     command = installed / "a place of 100%" / "supervise"
     command.parent.mkdir()
     command.touch(mode=0o755)
