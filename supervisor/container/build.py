@@ -32,6 +32,10 @@ def request(
 ) -> Request:
     """All that is needed to start `spec`; raises SpawnError for what can be told ahead."""
     rootfs.base_of(spec)
+    rootfs.check_seen(spec, facts, spec.working_dir, "working_dir")
+    if "/" in spec.command[0]:
+        program = os.path.join(spec.working_dir, spec.command[0])
+        rootfs.check_seen(spec, facts, program, "exec")
     identity = users.look_up(spec.root, spec.user, spec.user_group)
     env = environment(spec, identity)
     user_map = _user_map(spec, facts, identity)

@@ -66,6 +66,7 @@ class Facts:
 
     submounts   mount points of real file systems below /, outside of what a job has its own of
     pseudo      mount points of pseudo file systems at unusual places
+    private     directories of the supervisor's own: no job with the host's root sees them
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
     """
 
@@ -73,6 +74,7 @@ class Facts:
     privileged: bool
     submounts: tuple[str, ...] = ()
     pseudo: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     masked: tuple[tuple[str, bool], ...] = ()
     read_only: tuple[str, ...] = ()
 
@@ -83,8 +85,9 @@ class Host:
     poll(2) on mountinfo tells of a change since the last read by POLLERR (proc_pid_mounts(5)).
     """
 
-    def __init__(self, work: str) -> None:
+    def __init__(self, work: str, private: tuple[str, ...] = ()) -> None:
         self._work = work
+        self._private = private
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLERR | select.POLLPRI)
@@ -92,14 +95,14 @@ class Host:
 
     def facts(self) -> Facts:
         if self._facts is None or self._poll.poll(0):
-            self._facts = look(self._work)
+            self._facts = look(self._work, self._private)
         return self._facts
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def look(work: str) -> Facts:
+def look(work: str, private: tuple[str, ...] = ()) -> Facts:
     """The host now.  Raises KernelError when /proc cannot be read."""
     submounts, pseudo = split(proc.mountinfo())
     return Facts(
@@ -107,6 +110,7 @@ def look(work: str) -> Facts:
         privileged=os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1),
         submounts=submounts,
         pseudo=pseudo,
+        private=private,
         masked=tuple((path, os.path.isdir(path)) for path in MASKED if os.path.exists(path)),
         read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
     )

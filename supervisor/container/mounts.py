@@ -231,6 +231,19 @@ class ReadOnly(Operation):
         _bind_read_only(self.path, self.path)
 
 
+class Seal(Operation):
+    """Make the mount at `path` read-only, now that all is in it."""
+
+    __slots__ = ("path",)
+    path: str
+
+    def describe(self) -> str:
+        return f"mount -o remount,bind,ro {self.path}"
+
+    def execute(self, context: Context) -> None:
+        syscalls.mount_setattr(c.AT_FDCWD, self.path, c.MOUNT_ATTR_RDONLY, recursive=False)
+
+
 class Mask(Operation):
     """Hide a file behind /dev/null."""
 
@@ -257,6 +270,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         PivotRoot,
         DropOldRoot,
         ReadOnly,
+        Seal,
         Mask,
     )
 }

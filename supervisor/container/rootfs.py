@@ -15,6 +15,7 @@ May import: `errors`, `model`, `linux`, `container.{mounts,host}`.
 
 from __future__ import annotations
 
+import glob
 import os
 
 from supervisor.container import mounts
@@ -50,6 +51,36 @@ def base_of(spec: JobSpec) -> str:
     return base
 
 
+def hidden(spec: JobSpec, facts: Facts) -> tuple[str, ...]:
+    """What is there of the paths that the job is not to see: real ones, none below another.
+
+    A path that is itself the target of a mount is covered by that.
+    """
+    if spec.root != "host":
+        return ()
+    found: set[str] = set()
+    for pattern in (*spec.hide, *facts.private):
+        paths = glob.glob(pattern) if "*" in pattern else [pattern]
+        found.update(os.path.realpath(path) for path in paths if os.path.exists(path))
+    found -= {mount.target for mount in spec.mounts} | {tmpfs.target for tmpfs in spec.tmpfs}
+    tops = [path for path in sorted(found) if not inside(path, OWN)]
+    return tuple(path for path in tops if not inside(os.path.dirname(path), tuple(found)))
+
+
+def check_seen(spec: JobSpec, facts: Facts, path: str, stage: str) -> None:
+    """Raises SpawnError where `path` is hidden from the job: better now than a bare ENOENT."""
+    tops = hidden(spec, facts)
+    granted = tuple(mount.target for mount in spec.mounts)
+    made = tuple(tmpfs.target for tmpfs in spec.tmpfs)
+    real = os.path.realpath(path)
+    for name in {path, real}:
+        if inside(name, tops) and not inside(name, granted + made):
+            top = next(top for top in tops if inside(name, (top,)))
+            place = os.path.dirname(name) if stage == "exec" else name
+            hint = f'add mounts = ["{place}:{place}:ro"], or set hide = "nothing"'
+            raise SpawnError(stage, 0, path, f"{top} is hidden from jobs", hint=hint)
+
+
 def plan(spec: JobSpec, facts: Facts, layers: Layers, uid: int) -> tuple[mounts.Operation, ...]:
     """Every file-system operation of the job's start, in order; `uid` is the payload's.
 
@@ -74,6 +105,8 @@ class _Plan:
         self.operations: list[mounts.Operation] = []
         self.pending: list[tuple[int, str, bool | None]] = []
         self.trees = 0
+        self.hidden = hidden(spec, facts)
+        self.opened = self._opened()
         self.missing = self._missing()
 
     def add(self, *operations: mounts.Operation) -> None:
@@ -90,6 +123,8 @@ class _Plan:
         self._attach()
         self._own_directories()
         self.add(mounts.DropOldRoot())
+        if self.spec.write == "read-only":
+            self.add(*(mounts.Seal(path=path) for path in self.opened))
         self._walls()
 
     def take(
@@ -126,6 +161,8 @@ class _Plan:
         """What is bound from the host: its other file systems, then the job's own mounts."""
         whole = self.in_userns and not self._needs_overlay()
         for point in () if self.spec.root != "host" or whole else self.facts.submounts:
+            if inside(point, self.hidden):
+                continue
             directory = os.path.isdir(point)
             self.take(point, point, read_only=True, deep=self.in_userns, directory=directory)
         self._cover_directories()
@@ -134,12 +171,24 @@ class _Plan:
 
     def _cover_directories(self) -> None:
         """Directories that are to be hidden get an empty one over them, once they are there."""
-        hidden = [path for path, directory in self.facts.masked if directory]
+        covered = [path for path, directory in self.facts.masked if directory]
         if self.spec.root == "host" and self.in_userns:
-            hidden += self.facts.pseudo
+            covered += self.facts.pseudo
+        covered += [p for p in self.hidden if p not in self.opened and os.path.isdir(p)]
         empty = f"{self.facts.work}/empty"
-        for path in hidden:
+        for path in covered:
             self.take(empty, path, read_only=True, deep=False, directory=True)
+
+    def _opened(self) -> tuple[str, ...]:
+        """Hidden directories in which something is mounted: empty ones of the job's own."""
+        targets = self._targets()
+        return tuple(
+            path for path in self.hidden if any(inside(target, (path,)) for target in targets)
+        )
+
+    def _targets(self) -> list[str]:
+        targets = [mount.target for mount in self.spec.mounts]
+        return targets + [tmpfs.target for tmpfs in self.spec.tmpfs]
 
     def _take_mount(self, mount: Mount) -> None:
         if not os.path.exists(mount.source):
@@ -167,7 +216,7 @@ class _Plan:
         return self._is_made(path) or os.path.exists(resolve_in(self.base, path))
 
     def _is_made(self, path: str) -> bool:
-        tops = ("/tmp", "/run", *(tmpfs.target for tmpfs in self.spec.tmpfs))
+        tops = ("/tmp", "/run", *self.opened, *(tmpfs.target for tmpfs in self.spec.tmpfs))
         names = (path, self._real(path))
         return any(inside(name, (top,)) and name != top for name in names for top in tops)
 
@@ -245,6 +294,7 @@ class _Plan:
         else:
             self._host_sys()
         self.add(self._tmpfs("/tmp", "mode=1777"), self._tmpfs("/run", "mode=755"))
+        self.add(*(self._tmpfs(path, "mode=755") for path in self.opened))
 
     def _host_sys(self) -> None:
         """The host's network namespace has the host's /sys; without privilege only a bind of it."""
@@ -292,4 +342,6 @@ class _Plan:
         """
         if self.uid == 0:
             self.add(*(mounts.ReadOnly(path=path) for path in self.facts.read_only))
-        self.add(*(mounts.Mask(path=p) for p, directory in self.facts.masked if not directory))
+        files = [path for path, directory in self.facts.masked if not directory]
+        files += [path for path in self.hidden if not os.path.isdir(path)]
+        self.add(*(mounts.Mask(path=path) for path in files))

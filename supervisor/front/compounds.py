@@ -13,7 +13,7 @@ from supervisor.front.kinds import Context, Parser, must
 from supervisor.front.problems import Wrong, collect, found, unknown
 from supervisor.front.toml_lines import Path
 from supervisor.linux import caps
-from supervisor.model.job import Mount, Tmpfs, UserNamespace
+from supervisor.model.job import HIDDEN, Mount, Tmpfs, UserNamespace
 from supervisor.model.limits import IoLimit
 
 LARGEST_ID = 2**32 - 2
@@ -120,6 +120,23 @@ def seccomp(value: Any, context: Context) -> str:
     if text.startswith(("/", "./", "../")):
         return kinds.host_path(text, context)
     raise must('"default", "log", "unconfined", or a path that begins with "/" or "./"', value)
+
+
+def hide(value: Any, context: Context) -> tuple[str, ...]:
+    """ "default", "nothing", or paths to be hidden beside the default ones."""
+    if value == "default":
+        return HIDDEN
+    if value == "nothing":
+        return ()
+    more = kinds.each(value, kinds.host_path, context, '"default", "nothing" or an array of paths')
+    if "/" in more:
+        raise Wrong('"/" cannot be hidden; say root = "/DIR" instead')
+    return (*HIDDEN, *more)
+
+
+def hide_from_flag(text: str) -> Any:
+    """ "default", "nothing", or paths with colons between them."""
+    return text if text in ("default", "nothing") else text.split(":")
 
 
 def user_namespace(value: Any, context: Context) -> UserNamespace:

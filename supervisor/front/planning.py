@@ -53,7 +53,7 @@ def plan(path: Path, wanted: str | None) -> Iterator[str]:
     settings = settings_of(config)
     assert settings.state is not None
     manager = detect(settings.name, settings.cgroup_parent)
-    facts = host.look(str(settings.runtime / "work"))
+    facts = host.look(str(settings.runtime / "work"), (str(settings.state.root),))
     planner = _Planner(settings, settings.state, manager, facts, Engine(policies, HookCaller()))
     yield from planner.instance()
     for job in jobs:

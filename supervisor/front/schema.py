@@ -241,6 +241,11 @@ JOB = Table((
             '`"read-only"` for the host, else `"overlay"`', '"overlay"', "write"),
     Setting("keep", BOOLEAN, "Keep the overlay's writes with the run's records.", "false",
             "true", "keep"),
+    Setting("hide", Kind('`"default"`, `"nothing"`, or an array of paths to hide as well',
+                         compounds.hide, "default|nothing|PATH[:PATH]", compounds.hide_from_flag),
+            "What it does not see of the host's root unless it is mounted: home directories, "
+            "secrets, other services' and the supervisor's own state.", '"default"',
+            '["/srv/private"]', "hide"),
     Setting("mounts", Kind("array of `{ source, target, read_only }`, or of "
                            "`\"SOURCE:TARGET\"`, `\"SOURCE:TARGET:ro\"`",
                            kinds.array(compounds.mount, "an array of mounts"), "SRC:DST[:ro]",

@@ -25,6 +25,39 @@ OOM_SCORE_ADJ = 200
 """Of a job, unless it says otherwise: the host's own services are to outlive it (proc(5))."""
 
 
+HIDDEN = (
+    "/boot",
+    "/etc/NetworkManager/system-connections",
+    "/etc/gshadow",
+    "/etc/gshadow-",
+    "/etc/krb5.keytab",
+    "/etc/shadow",
+    "/etc/shadow-",
+    "/etc/ssh/ssh_host_*_key",
+    "/etc/ssl/private",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/wireguard",
+    "/home",
+    "/root",
+    "/var/backups",
+    "/var/cache/supervise",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+    "/var/lib/docker",
+    "/var/lib/kubelet",
+    "/var/lib/libvirt",
+    "/var/lib/lxc",
+    "/var/lib/supervise",
+    "/var/mail",
+    "/var/spool/cron",
+)
+"""What a job with the host's root does not see unless it is mounted: others' data, and secrets.
+
+The sockets of the host's services are in /run, of which a job has its own.  `*` as in glob(7).
+"""
+
+
 @frozen
 class Mount:
     """A bind mount of a host path into the job; `read_only` holds for mounts below it too."""
@@ -123,6 +156,7 @@ class JobSpec:
     root: str = "host"
     write: Literal["read-only", "overlay"] = "read-only"
     keep: bool = False
+    hide: tuple[str, ...] = HIDDEN
     mounts: tuple[Mount, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     network: Literal["none", "host"] = "none"

@@ -136,7 +136,7 @@ async def open_instance(
         kernel_log = KernelLog.open()
         stack.callback(kernel_log.close)
         work = settings.runtime / "work"
-        host = Host(str(work))
+        host = Host(str(work), (str(settings.state.root),) if settings.state else ())
         stack.callback(host.close)
         launcher = await stack.enter_async_context(
             open_launcher(partial(start_launcher, reaper), work)

@@ -58,7 +58,8 @@ STARTS: dict[str, dict[str, Any]] = {
     "directory": {"command": ["/etc"]},
     "no_cwd": {"command": ["true"], "working_dir": "/no/such/directory"},
     "file_cwd": {"command": ["true"], "working_dir": "/etc/passwd"},
-    "closed_cwd": {"command": ["true"], "working_dir": "/root", "user": "nobody"},
+    "closed_cwd": {"command": ["true"], "working_dir": "/root", "user": "nobody",
+                   "hide": "nothing"},
     "long": {"command": ["true", "x" * 200_000]},
     "many": {"command": ["sh", "-c", "echo $#", "sh", *(["y" * 1000] * 400)]},
     "high_rlimit": {"command": ["true"], "limits": {"open_files": 1073741816}},
@@ -226,7 +227,7 @@ def test_a_setuid_program_gains_nothing(tmp_state: State, tmp_path, busybox):
     job = {"user": "nobody", "mounts": mounts, "command": ["/mnt/id", "-u"]}
     jobs = {
         "id": job,
-        "read": job | {"command": ["/mnt/cat", "/etc/shadow"]},
+        "read": job | {"command": ["/mnt/cat", "/etc/shadow"], "hide": "nothing"},
         "caps": job | {"command": ["/mnt/cat", "/proc/self/status"]},
     }
     tmp_path.chmod(0o755)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +349,87 @@ def test_the_profile_is_compiled_once(
     done = supervise("run", "--cap-add", "NET_BROADCAST", "--", "true")
     if done.status:
         assert "libseccomp was asked for" in done.stderr
+
+
+# What a job with the host's root does not see.
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A directory in /home with a file in it."""
+    place = Path(tempfile.mkdtemp(prefix="supervise-test-", dir="/home"))
+    place.chmod(0o755)
+    (place / "file").write_text("private\n")
+    yield place
+    shutil.rmtree(place)
+
+
+SEE = "cat /etc/shadow; ls /root /home /var/lib/supervise; cat {home}/file"
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"write": "overlay"}, {"user_namespace": "self"}, {"user": "nobody"}],
+    ids=["root", "overlay", "userns", "nobody"],
+)  # fmt: skip
+def test_others_data_and_secrets_are_hidden(
+    tmp_state: State, home: Path, settings: dict[str, str]
+) -> None:
+    job = {"script": SEE.format(home=home), **settings}
+    ended = run_jobs(tmp_state, {"one": job})["one"]
+    assert ended.out.split() == ["/home:", "/root:", "/var/lib/supervise:"]
+    assert f"{home}/file: No such file or directory" in ended.err
+
+
+def test_the_state_of_the_supervisor_is_hidden_wherever_it_is(supervise: Supervise) -> None:
+    state = Path(tempfile.mkdtemp(prefix="supervise-test-", dir="/var/tmp"))
+    try:
+        config = state / "x.toml"
+        config.write_text(
+            f'[supervisor]\nstate_dir = "{state}/s"\nruntime_dir = "{supervise.where.runtime}"\n'
+            f'[jobs.one]\nscript = "ls {state}/s/x"\n'
+        )
+        done = supervise(config)
+        (log,) = (state / "s/x/logs").glob("one.*.out")
+        assert (done.status, log.read_text()) == (0, "")
+    finally:
+        shutil.rmtree(state)
+
+
+def test_what_is_mounted_is_seen_and_nothing_beside_it(tmp_state: State, home: Path) -> None:
+    script = f"cat {home}/file; ls /home; ! touch /home/x; ! touch {home}/x"
+    job = {"script": script, "mounts": [f"{home}:{home}:ro"]}
+    found = run_jobs(tmp_state, {
+        "root": job, "userns": job | {"user_namespace": "self"},
+        "file": job | {"mounts": [f"{home}/file:{home}/file:ro"]},
+        "all": {"script": f"cat {home}/file; grep -q ^root: /etc/shadow", "hide": "nothing"},
+    })  # fmt: skip
+    for name in ("root", "userns", "file"):
+        assert found[name].out == f"private\n{home.name}\n", (name, found[name].err)
+    assert found["all"].out == "private\n", found["all"].err
+
+
+def test_more_can_be_hidden(tmp_state: State) -> None:
+    job = {"script": "ls /usr/share /var/tmp", "hide": ["/usr/share"]}
+    ended = run_jobs(tmp_state, {"one": job})["one"]
+    assert ended.out.startswith("/usr/share:\n\n/var/tmp:"), ended.out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["--", "{home}/run"], "exec: {home}/run: /home is hidden from jobs"),
+        (["--working-dir", "{home}", "--", "true"], "working_dir: {home}: /home is hidden"),
+    ],
+)
+def test_a_command_that_is_hidden_is_told_with_the_way_out(
+    supervise: Supervise, home: Path, settings: list[str], said: str
+) -> None:
+    program = home / "run"
+    program.write_text("#!/bin/sh\necho seen\n")
+    program.chmod(0o755)
+    arguments = [word.format(home=home) for word in settings]
+    done = supervise("run", *arguments)
+    assert said.format(home=home) in done.stderr
+    assert f'mounts = ["{home}:{home}:ro"]' in done.stderr
+    done = supervise("run", "--mount", f"{home}:{home}:ro", *arguments)
+    assert done.status == 0, done.stderr

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class Supervise:
         """The command in the background; the caller waits for it (`stop` ends it)."""
         variables = {**os.environ, **self.where.environment, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
-            [sys.executable, "-m", "supervisor", *map(str, arguments)],
+            [sys.executable, "-m", "supervisor", *seen(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -86,6 +86,15 @@ class Supervise:
             cwd=cwd,
             env={**variables, **(environment or {})},
         )
+
+
+def seen(arguments: Sequence[str | Path]) -> list[str]:
+    """A job that runs our own interpreter sees it, even if it lies in a home directory."""
+    words = [str(argument) for argument in arguments]
+    python = os.path.realpath(sys.executable)
+    if words[:1] == ["run"] and python in words and python.startswith(("/root/", "/home/")):
+        return ["run", "--mount", f"{sys.base_prefix}:{sys.base_prefix}:ro", *words[1:]]
+    return words
 
 
 def stop(process: subprocess.Popen[str], grace: float = 15.0) -> tuple[str, str]:

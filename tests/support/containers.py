@@ -15,14 +15,15 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from supervisor.linux import proc
-from tests.support.command import ROOT, Done, State, Supervise, stop
+from tests.support.command import ROOT, Done, State, Supervise, seen, stop
 
 PYTHON = os.path.realpath(sys.executable)
 """The interpreter behind a virtual environment: the environment may lie in /tmp, which jobs have
@@ -78,6 +79,15 @@ def toml(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
+def with_python(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A job that runs PYTHON sees it, even where it lies in somebody's home directory."""
+    command = settings.get("command", "")
+    if settings.get("root", "host") != "host" or command[:1] != [PYTHON]:
+        return settings
+    mounts = [*settings.get("mounts", ()), f"{sys.base_prefix}:{sys.base_prefix}:ro"]
+    return {**settings, "mounts": mounts} if PYTHON.startswith(("/root/", "/home/")) else settings
+
+
 def write_config(
     where: State, jobs: Mapping[str, Mapping[str, Any]], *, name: str = "", head: str = ""
 ) -> Path:
@@ -85,7 +95,7 @@ def write_config(
     lines = [where.table, f'name = "{name or instance_name(where)}"', head]
     for job, settings in jobs.items():
         lines.append(f"[jobs.{json.dumps(job)}]")
-        lines += [f"{key} = {toml(value)}" for key, value in settings.items()]
+        lines += [f"{key} = {toml(value)}" for key, value in with_python(settings).items()]
     path = where.state / "jobs.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -148,7 +158,7 @@ def within(
 ) -> subprocess.Popen[str]:
     """`WRAPPER supervise ARGUMENTS`, started: a shell, `unshare` or the like around the command."""
     own = {**os.environ, **where.environment, "PYTHONPATH": str(ROOT), **(environment or {})}
-    argv = [*wrapper, sys.executable, "-m", "supervisor", *map(str, arguments)]
+    argv = [*wrapper, sys.executable, "-m", "supervisor", *seen(arguments)]
     streams: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
@@ -198,8 +208,23 @@ def next_line(process: subprocess.Popen[str]) -> str:
 
 
 def init_of(supervisor: int) -> int:
-    """The init of the one job of a supervisor."""
-    return named_child(supervisor, "supervise:init")
+    """The init of the one job of a supervisor, once it has told that the command runs.
+
+    The command can be heard of before that; then the init has closed its status socket.
+    """
+    init = named_child(supervisor, "supervise:init")
+    deadline = time.monotonic() + 30
+    while any(link.startswith("socket:") for link in _links(init)):
+        assert time.monotonic() < deadline, "the init does not tell that the command runs"
+    return init
+
+
+def _links(pid: int) -> list[str]:
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(fd.readlink()))
+    return found
 
 
 def named_child(parent: int, comm: str) -> int:

@@ -19,7 +19,7 @@ WORK = "/run/x/work"
 FACTS = Facts(
     work=WORK,
     privileged=True,
-    submounts=("/home", "/home/deep"),
+    submounts=("/opt", "/opt/deep"),
     pseudo=("/chroot/proc",),
     masked=(("/proc/kcore", False), ("/sys/firmware", True)),
     read_only=("/proc/sys",),
@@ -100,10 +100,10 @@ def _forbidden(*_: object) -> None:
 
 def test_the_host_read_only_has_its_other_file_systems_read_only():
     opened = {one.source: one for one in plan() if isinstance(one, mounts.OpenTree)}
-    assert {"/", "/home", "/home/deep", f"{WORK}/dev"} <= set(opened)
+    assert {"/", "/opt", "/opt/deep", f"{WORK}/dev"} <= set(opened)
     assert all(opened[source].attributes & c.MOUNT_ATTR_RDONLY for source in opened)
     order = [one.target for one in plan() if isinstance(one, mounts.Attach)]
-    assert order.index("/home") < order.index("/home/deep")
+    assert order.index("/opt") < order.index("/opt/deep")
 
 
 def test_a_mount_keeps_what_it_says(root, tmp_path):

@@ -152,7 +152,7 @@ def test_a_cgroup_that_is_gone_is_refused_by_name_and_the_launcher_lives(pair: P
     gone = str(tmp_path / "gone")
     data = request(operations=(), flags=0, init_dir=gone).pack()
     spawn.send(ours, data, (ours.fileno(),) * len(protocol.DESCRIPTORS))
-    assert launcher.serve_one(theirs) is True
+    assert launcher.serve_one(theirs, BOUNDING) is True
     answer = protocol.unpack(ours.recv(65536), (protocol.REFUSED,))
     assert answer[1:4] == ("clone", errno.ENOENT, gone)
 
