@@ -55,7 +55,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
         )
         look = host.look
         monkeypatch.setattr(
-            planning.host, "look", lambda work: evolve(look(work), privileged=privileged)
+            planning.host, "look", lambda *at: evolve(look(*at), privileged=privileged)
         )
         path = tmp_path / "c.toml"
         path.write_text(CONFIG.format(top=tmp_path, more=more, job=job))
