@@ -17,12 +17,13 @@ the same directories too, for cgroup.kill and `populated`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from attrs import frozen
 
 from supervisor.model.action import LimitName
+from supervisor.model.job import Resource
 from supervisor.model.limits import Limits
 
 Version = Literal["v1", "hybrid", "v2", "none"]
@@ -91,6 +92,15 @@ class Missing:
     why: str
     fix: str
 
+    @property
+    def key(self) -> str:
+        """Its whole path in a job's configuration: "limits.memory", "pressure.io"."""
+        return self.limit if "." in self.limit else f"limits.{self.limit}"
+
+    def of(self, resource: Resource) -> bool:
+        """Whether it is the pressure of `resource` that lacks."""
+        return self.limit == f"pressure.{resource}"
+
 
 @frozen
 class Notification:
@@ -103,6 +113,25 @@ class Notification:
 
     kind: Literal["inotify", "eventfd", "kmsg"]
     path: str
+    control: str = ""
+
+
+WINDOW = 2.0
+"""Seconds over which pressure is judged: without CAP_SYS_RESOURCE a multiple of two (psi.rst)."""
+
+
+@frozen
+class PressureSource:
+    """How the kernel is asked to tell of pressure; `watch.pressure` does it.
+
+    psi     write `text` to `path`; the descriptor then says EPOLLPRI            (unified hierarchy)
+    level   an eventfd, by "EVENTFD TARGETFD `text`" in `control`, for `path`    (v1 memory)
+    """
+
+    resource: Resource
+    kind: Literal["psi", "level"]
+    path: str
+    text: str
     control: str = ""
 
 
@@ -121,6 +150,7 @@ class Rehearsed:
     entry: Entry
     lines: tuple[str, ...]
     notifications: tuple[Notification, ...]
+    sources: tuple[PressureSource, ...] = ()
 
 
 class JobCgroup(Protocol):
@@ -161,6 +191,18 @@ class JobCgroup(Protocol):
     def counters(self) -> Counters: ...
 
     def usage(self) -> Usage: ...
+
+    def pressure(self, resource: Resource, share: float) -> PressureSource:
+        """Where pressure of more than `share` (0 to 1) of WINDOW is told; see `missing_pressure`.
+
+        Touches nothing.
+        """
+
+    def stalled(self, resource: Resource) -> tuple[float | None, float | None]:
+        """Share of the last ten seconds, and seconds in all, that some task stood still.
+
+        None where only v1's levels tell.
+        """
 
     def evidence(self) -> tuple[Reading, ...]:
         """The counter files a verdict rests on, as text, for the record."""
@@ -215,6 +257,9 @@ class CgroupManager(Protocol):
     def missing(self, limits: Limits) -> tuple[Missing, ...]:
         """The limits of `limits` that cannot be enforced here."""
 
+    def missing_pressure(self, resources: Iterable[Resource]) -> tuple[Missing, ...]:
+        """Those of `resources` whose pressure nothing tells of here."""
+
     def prepare(self, count: int) -> None:
         """Make `count` run directories ahead of need."""
 
@@ -226,7 +271,13 @@ class CgroupManager(Protocol):
         """
 
     def rehearse(
-        self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
+        self,
+        run: str,
+        limits: Limits,
+        *,
+        kill_whole_on_oom: bool = True,
+        hold: bool = False,
+        pressure: Mapping[Resource, float] | None = None,
     ) -> Rehearsed:
         """What `create`, `apply` and, with `hold`, `hold_at_limit` would do; touches nothing.
 

@@ -7,7 +7,7 @@ a test play the kernel: `enter`, `leave`, `charge`, `fork`, `vanish`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import define, evolve, field
@@ -17,6 +17,7 @@ from supervisor.cgroup.api import (
     Entry,
     Missing,
     Notification,
+    PressureSource,
     Reading,
     Rehearsed,
     Usage,
@@ -24,6 +25,7 @@ from supervisor.cgroup.api import (
 )
 from supervisor.errors import KernelError, LimitError
 from supervisor.model.action import LimitName
+from supervisor.model.job import Resource
 from supervisor.model.limits import Limits
 
 _ROOT = "/fake"
@@ -98,6 +100,13 @@ class FakeJob:
     def usage(self) -> Usage:
         self._alive()
         return evolve(self.used, pids=len(self.members))
+
+    def pressure(self, resource: Resource, share: float) -> PressureSource:
+        return PressureSource(resource, "psi", f"{self.path}/{resource}.pressure", f"{share:g}")
+
+    def stalled(self, resource: Resource) -> tuple[float | None, float | None]:
+        self._alive()
+        return 0.0, 0.0
 
     def evidence(self) -> tuple[Reading, ...]:
         self._alive()
@@ -221,7 +230,15 @@ class FakeManager:
         return tuple(
             Missing(name, "imagined to be missing", "imagine it")
             for name in asked
-            if _is_set(getattr(limits, name))
+            if "." not in name and _is_set(getattr(limits, name))
+        )
+
+    def missing_pressure(self, resources: Iterable[Resource]) -> tuple[Missing, ...]:
+        asked = [f"pressure.{resource}" for resource in resources]
+        return tuple(
+            Missing(name, "imagined to be missing", "imagine it")
+            for name in asked
+            if name in self.lacks
         )
 
     def prepare(self, count: int) -> None:
@@ -234,14 +251,21 @@ class FakeManager:
         return self.jobs[run]
 
     def rehearse(
-        self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
+        self,
+        run: str,
+        limits: Limits,
+        *,
+        kill_whole_on_oom: bool = True,
+        hold: bool = False,
+        pressure: Mapping[Resource, float] | None = None,
     ) -> Rehearsed:
         job = FakeJob(self, run, kill_whole_on_oom)
         lines = [f"mkdir {_ROOT}/{run}", f"mkdir {job.entry.init_dir}", f"mkdir {job.path}"]
         lines += [f"write {one.text} > {one.path}" for one in job.apply(limits)]
         if hold:
             lines.append(f"write 1 > {job.path}/hold")
-        return Rehearsed(job.entry, tuple(lines), job.notifications)
+        sources = tuple(job.pressure(*one) for one in (pressure or {}).items())
+        return Rehearsed(job.entry, tuple(lines), job.notifications, sources)
 
     def leftovers(self) -> tuple[str, ...]:
         return tuple(self.left)

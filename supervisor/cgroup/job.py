@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from supervisor.cgroup import v1, v2
-from supervisor.cgroup.api import Counters, Entry, Notification, Reading, Usage
+from supervisor.cgroup import psi, v1, v2
+from supervisor.cgroup.api import Counters, Entry, Notification, PressureSource, Reading, Usage
 from supervisor.cgroup.parts import (
     AccountPart,
     CpuPart,
@@ -18,6 +18,7 @@ from supervisor.cgroup.parts import (
 )
 from supervisor.errors import KernelError, LimitError
 from supervisor.model.action import LimitName
+from supervisor.model.job import Resource
 from supervisor.model.limits import Limits
 
 if TYPE_CHECKING:
@@ -185,6 +186,17 @@ class Job:
         read, written = self._io.usage() if self._io else (None, None)
         throttled = self._cpu.throttled() if self._cpu else None
         return Usage(cpu, user, system, throttled, memory, peak, pids, most, read, written)
+
+    def pressure(self, resource: Resource, share: float) -> PressureSource:
+        if self._manager.psi.lacks(resource):
+            return psi.level(share, self.path)
+        return psi.trigger(resource, share, f"{self._tree.unified}/payload")
+
+    def stalled(self, resource: Resource) -> tuple[float | None, float | None]:
+        if self._manager.psi.lacks(resource):
+            self.usage()  # which fails where the cgroup is gone: v1's alarms go off for that too
+            return None, None
+        return psi.stalled(f"{self._tree.unified}/payload/{resource}.pressure")
 
     def evidence(self) -> tuple[Reading, ...]:
         memory = self._memory.evidence() if self._memory else []

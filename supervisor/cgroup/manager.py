@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from supervisor.cgroup import delegate, files, rehearsal, v1, v2
+from supervisor.cgroup import delegate, files, psi, rehearsal, v1, v2
 from supervisor.cgroup.api import Missing, Rehearsed, Version
 from supervisor.cgroup.detect import CONTROLLERS, Found, Hierarchy
 from supervisor.cgroup.job import Job
 from supervisor.cgroup.parts import LEAST_CPUS, block_device, rates
 from supervisor.cgroup.tree import Tree
 from supervisor.errors import KernelError, LimitError
+from supervisor.model.job import Resource
 from supervisor.model.limits import Limits
 
 _SPARE = "run."
@@ -87,6 +88,7 @@ class Manager:
         self.layers.sort(key=lambda layer: "memory" not in layer.controllers)
         self._cpuset = next((layer for layer in layers if "cpuset" in layer.controllers), None)
         self._step: delegate.Step | None = None
+        self.psi = psi.Psi(self.unified.hierarchy.base if self.unified else None, found.proc)
         self._open = False
         self._spares: list[str] = []
         self._made = 0
@@ -228,6 +230,15 @@ class Manager:
             return True
         return os.path.exists(f"{layer.hierarchy.base}/{name}")
 
+    def missing_pressure(self, resources: Iterable[Resource]) -> tuple[Missing, ...]:
+        memory = self.layer("memory")
+        v1 = memory is not None and not memory.unified
+        v1_tells = v1 and self._has("memory", "memory.pressure_level", "")
+        lacking = [self.psi.missing(resource) for resource in resources]
+        return tuple(
+            one for one in lacking if one and not (one.limit == "pressure.memory" and v1_tells)
+        )
+
     def prepare(self, count: int) -> None:
         self._ensure_open()
         while len(self._spares) < count:
@@ -257,7 +268,13 @@ class Manager:
         return job
 
     def rehearse(
-        self, run: str, limits: Limits, *, kill_whole_on_oom: bool = True, hold: bool = False
+        self,
+        run: str,
+        limits: Limits,
+        *,
+        kill_whole_on_oom: bool = True,
+        hold: bool = False,
+        pressure: Mapping[Resource, float] | None = None,
     ) -> Rehearsed:
         with rehearsal.rehearse() as noted:
             # another manager: this one has its directories open, and must not believe in more
@@ -267,7 +284,8 @@ class Manager:
             job.apply(limits)
             if hold:
                 job.hold_at_limit(True)
-            return Rehearsed(job.entry, tuple(noted.lines), job.notifications)
+            sources = tuple(job.pressure(*one) for one in (pressure or {}).items())
+            return Rehearsed(job.entry, tuple(noted.lines), job.notifications, sources)
 
     def _make(self, name: str) -> None:
         """The directories of a run in every hierarchy, or in none."""

@@ -1,7 +1,7 @@
 """What the doctor tries of limits: each is exceeded for real in a cgroup made for it.
 
 The load runs in a trial's process (`doctor_trial`), which joins the cgroup first; the cgroup is
-removed whatever happens.  May import: `errors`, `model`, `linux`, `cgroup`.
+removed whatever happens.  May import: `errors`, `model`, `linux`, `cgroup`, `watch.pressure`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from supervisor.errors import LimitError, SupervisorError
 from supervisor.front.doctor_trial import ENDING, Check, Outcome, Verdict, attempt
 from supervisor.linux import syscalls
 from supervisor.linux.inotify import Inotify
+from supervisor.model.job import Resource
 from supervisor.model.limits import IoLimit, Limits
+from supervisor.watch.pressure import Gauge
 
 MIB = 1 << 20
 MEMORY, LOAD = 16 * MIB, 32 * MIB
 HIGH = 4 * MIB
+PRESSURE: tuple[Resource, ...] = ("memory", "cpu", "io")
 PIDS, FORKS = 4, 8
 CPUS, BURN = 0.2, 0.5
 IO_RATE, IO_SIZE = 4 * MIB, 2 * MIB
@@ -54,6 +57,7 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
         of("memory events", memory, _events, True),
         of("memory_high", Limits(memory_high=HIGH), _high),
         of("memory_low", Limits(memory_low=MEMORY), _read_back),
+        of("pressure events", Limits(), _pressure),
         of("swap limit", Limits(memory=MEMORY, swap=0), _swap),
         of("pids limit", Limits(pids=PIDS), _pids, True),
         of("cpus limit", Limits(cpus=CPUS), _cpus, True),
@@ -90,6 +94,7 @@ def _check(manager: CgroupManager, name: str, limits: Limits, trial: Trial, need
 FIXES = {
     "io limit": "keep the job's data on a block device with an I/O controller of its own queue",
     "clone into the cgroup": "not needed: a job joins its cgroup before its command is executed",
+    "pressure events": "boot with psi=1, a kernel with CONFIG_PSI; before 6.5 CAP_SYS_RESOURCE",
     "swap limit": "not needed while the host has no swap; else boot with swapaccount=1",
 }
 
@@ -148,6 +153,22 @@ def _high(group: JobCgroup) -> tuple[Verdict, str]:
     if outcome.failure:
         return _failed(outcome)
     return "accounted only", f"more than {HIGH // MIB} MiB fitted in without being slowed down"
+
+
+def _pressure(group: JobCgroup) -> tuple[Verdict, str]:
+    """The kernel takes the trigger; that it goes off takes seconds, and is not waited for."""
+    told, untold = [], []
+    for resource in PRESSURE:
+        try:
+            source = group.pressure(resource, 0.5)
+            if source.resource != resource:  # v1's levels stand in for memory alone
+                raise SupervisorError("there is no PSI")
+            Gauge(source).close()
+            told.append(f"{resource} by {Path(source.path).name}")
+        except SupervisorError as error:
+            untold.append(f"not {resource}: {error}")
+    text = ", ".join([*told, *untold])
+    return ("enforced" if not untold else "accounted only" if told else "unavailable"), text
 
 
 def _events(group: JobCgroup) -> tuple[Verdict, str]:

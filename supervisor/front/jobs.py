@@ -19,6 +19,7 @@ from supervisor.model.job import (
     Capabilities,
     InlineAction,
     JobSpec,
+    PressureAt,
     Restart,
     Rlimits,
     Stop,
@@ -140,6 +141,7 @@ def build(name: str, raw: Raw, values: Values, origin: Path, problems: Problems)
         rlimits=Rlimits(**section(values, "rlimits")),
         stop=Stop(**section(values, "stop")),
         restart=Restart(**section(values, "restart")),
+        pressure=PressureAt(**section(values, "pressure")),
         hooks=hooks,
         **single,
     )

@@ -158,6 +158,26 @@ def _size_or_share(text: str, share: bool, context: Context) -> int:
     return int(context.memory() * part) // PAGE * PAGE
 
 
+def part(*, unbounded: bool = False) -> Parser:
+    """A share of a whole, from "1%" to "100%", as 0.01 to 1; "max" (None) too if `unbounded`."""
+    what = 'a share like "15%"' + (' or "max"' if unbounded else "")
+
+    def parse(value: Any, _context: Context) -> float | None:
+        if unbounded and value == "max":
+            return None
+        try:
+            share = units.percent(value) if isinstance(value, str) else None
+        except ValueError as err:
+            raise must(what, value, str(err)) from None
+        if share is None:
+            raise must(what, value)
+        if share < 0.01:
+            raise must(what, value, "at least 1%")
+        return share
+
+    return parse
+
+
 def duration(low: float = 0.0, *, unbounded: bool = False) -> Parser:
     """Seconds from "10s" or a plain number; "max" (None) too where `unbounded`."""
     what = 'a duration like "500ms", "10s", "1h30m"' + (' or "max"' if unbounded else "")

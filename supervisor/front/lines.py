@@ -145,6 +145,10 @@ SAYS: dict[str, Callable[[Entry], str]] = {
     ),
     "oom_kill": lambda e: f"lost {e['new']} to the OOM killer ({e['total']} in this run)",
     "pids_limit": lambda e: f"was refused a fork at its limit of {e['limit']} tasks",
+    "pressure": lambda e: (
+        f"stands still for want of {e['resource']}"
+        + ("" if e["share"] is None else f": {e['share']:.0%} of the last 10s")
+    ),
     "timeout": lambda e: f"used up its {e['kind']} time of {duration(e['limit'])}",
     "decision": decision,
     "limit_changed": lambda e: (

@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 from attrs import evolve, frozen
 
-from supervisor.cgroup.api import CgroupManager, Notification, Rehearsed
+from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
 from supervisor.container import build, host
 from supervisor.container.launcher import WORK_OPTIONS, skeleton
@@ -111,9 +111,14 @@ class _Planner:
         spec = evolve(prepared.spec, limits=limits)
         wants = self.engine.wants("on_memory_limit", spec)
         hold = limits.memory is not None and wants
+        pressure = spec.pressure.wanted() if self.engine.wants("on_pressure", spec) else {}
+        untold = self.manager.missing_pressure(pressure)
+        yield from (f"# lacking: {line}" for line in refusals(untold))
+        for one in untold:
+            pressure = {key: share for key, share in pressure.items() if not one.of(key)}
         try:
             rehearsed = self.manager.rehearse(
-                run, limits, kill_whole_on_oom=spec.oom == "kill", hold=hold
+                run, limits, kill_whole_on_oom=spec.oom == "kill", hold=hold, pressure=pressure
             )
         except (LimitError, KernelError) as error:
             yield f"# lacking: {error}"
@@ -122,6 +127,7 @@ class _Planner:
         yield from self._directories(spec, run)
         yield from rehearsed.lines[_until_run(rehearsed, run) :]
         yield from map(_watch, rehearsed.notifications)
+        yield from map(_await, rehearsed.sources)
         yield from self._container(spec, run, rehearsed)
 
     def _directories(self, spec: JobSpec, run: str) -> Iterator[str]:
@@ -170,3 +176,9 @@ def _watch(note: Notification) -> str:
             return f"write EVENTFD FD > {note.control}, FD open on {note.path}"
         case "kmsg":
             return f"watch /dev/kmsg for {note.path}"
+
+
+def _await(source: PressureSource) -> str:
+    if source.kind == "psi":
+        return f"write {source.text} > {source.path}, and wait for EPOLLPRI there"
+    return f"write EVENTFD FD {source.text} > {source.control}, FD open on {source.path}"

@@ -139,6 +139,7 @@ _HOOK_HELP = {
     "on_memory_limit": "When its memory limit is reached; its tasks may be held meanwhile.",
     "on_oom_kill": "When the kernel has killed one of its processes for want of memory.",
     "on_pids_limit": "When fork was refused.",
+    "on_pressure": "When its processes stand still for want of something: see `pressure`.",
     "on_timeout": "When `timeout` or `cpu_time` is over.",
     "on_exit": "When its run has ended.",
     "on_tick": "From time to time while it runs.",
@@ -148,6 +149,7 @@ _HOOK_EXAMPLE = {
     "on_memory_limit": '{ action = "raise", to = "1G" }',
     "on_oom_kill": '{ action = "retry", limits = { memory = "2G" }, after = "10s" }',
     "on_pids_limit": '{ action = "kill", why = "a fork bomb" }',
+    "on_pressure": '{ action = "freeze" }',
     "on_timeout": '{ action = "signal", signal = "HUP" }',
     "on_exit": '{ action = "ignore" }',
     "on_tick": '{ action = "ignore" }',
@@ -226,6 +228,17 @@ RLIMITS = (
             "rlimit-stack"),
 )  # fmt: skip
 
+_PART = Kind('share of the time: `"15%"`' + NO_LIMIT, kinds.part(unbounded=True), "SHARE")
+PRESSURE = (
+    Setting("pressure.memory", _PART,
+            "`on_pressure` hears of it when some process stood still for want of memory for more "
+            "than this share of two seconds. Without such a hook nothing is watched.", '"15%"',
+            '"30%"', "pressure-memory"),
+    Setting("pressure.cpu", _PART, "The same for want of a CPU (its own quota included).", "none",
+            '"80%"', "pressure-cpu"),
+    Setting("pressure.io", _PART, "The same for want of I/O.", "none", '"50%"', "pressure-io"),
+)  # fmt: skip
+
 JOB = Table((
     Setting("command", Kind("array of strings (an argv), or one string split like a shell's words "
                             "without a shell", kinds.command, ""),
@@ -299,6 +312,7 @@ JOB = Table((
     Setting("stop.signal", Kind("signal's name", kinds.signal_name, "SIGNAL", kinds.scalar),
             "What asks its whole tree to end.", '"TERM"', '"INT"', "stop-signal"),
     Setting("stop.grace", DURATION, "How long until SIGKILL.", '"10s"', '"3s"', "stop-grace"),
+    *PRESSURE,
     Setting("restart.when", _words("never", "on-failure", "on-oom", "always"),
             "After which ends it is started again.", '"never"', '"on-failure"', "restart-when"),
     Setting("restart.attempts", _whole(1, 1000000, unbounded=True), "How many further times.",
@@ -322,7 +336,7 @@ JOB = Table((
     Setting("expect", Kind("a reason: see verdicts.md", _reason, "REASON"),
             "The reason that counts as ended well.", '"succeeded"', '"timeout"', "expect"),
 ), frozenset({
-    "limits.disk", "limits.output", "schedule", "ports", "devices", "on_pressure",
+    "limits.disk", "limits.output", "schedule", "ports", "devices",
 }))  # fmt: skip
 
 TOP = ("supervisor", "policies", "defaults", "jobs")

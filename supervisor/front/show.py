@@ -14,7 +14,15 @@ from attrs import asdict, fields
 
 from supervisor.front.problems import is_bare
 from supervisor.front.settings import Config, SupervisorSettings
-from supervisor.model.job import InlineAction, JobSpec, Mount, PolicyName, Tmpfs, UserNamespace
+from supervisor.model.job import (
+    InlineAction,
+    JobSpec,
+    Mount,
+    PolicyName,
+    PressureAt,
+    Tmpfs,
+    UserNamespace,
+)
 from supervisor.model.limits import IoLimit
 from supervisor.model.units import duration_text, size_text
 
@@ -70,6 +78,9 @@ def _plain(key: str, value: Any) -> Any:
             return {"host_id": host_id, "size": size}
         case UserNamespace(kind):
             return kind
+        case PressureAt():
+            shares = {one.name: getattr(value, one.name) for one in fields(PressureAt)}
+            return {name: _share(part) for name, part in shares.items()}
         case Mount() | IoLimit():
             return _units(asdict(value))
         case tuple():
@@ -94,6 +105,11 @@ def _units(table: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None:
             result[key] = _plain(key, value)
     return {key: value for key, value in result.items() if value != []}
+
+
+def _share(part: float | None) -> str:
+    """None is written out: leaving the key away would mean the default."""
+    return "max" if part is None else f"{part * 100:.6g}%"
 
 
 def _hook(action: InlineAction | PolicyName) -> Any:

@@ -23,6 +23,7 @@ from supervisor.model.event import (
     OomKill,
     PidsLimit,
     Populated,
+    Pressure,
     Started,
     Tick,
     Timeout,
@@ -33,6 +34,7 @@ from supervisor.model.job import (
     JobSpec,
     Mount,
     PolicyName,
+    PressureAt,
     Restart,
     Stop,
     Tmpfs,
@@ -45,9 +47,9 @@ from supervisor.model.view import JobView
 
 __all__ = [
     "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Tmpfs", "Restart", "Stop",
-    "UserNamespace", "InlineAction", "PolicyName", "HOOKS",
-    "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Timeout", "Exited", "Populated",
-    "CgroupGone", "Tick",
+    "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS",
+    "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Pressure", "Timeout", "Exited",
+    "Populated", "CgroupGone", "Tick",
     "Action", "RaiseLimit", "KillJob", "SignalJob", "Freeze", "Thaw", "Retry", "StopAll",
     "Notify", "Ignore",
     "State", "Reason", "RunRecord",

@@ -10,6 +10,8 @@ from typing import Literal
 
 from attrs import frozen
 
+from supervisor.model.job import Resource
+
 
 @frozen
 class Started:
@@ -50,6 +52,20 @@ class PidsLimit:
     at: float
     refused: int
     limit: int
+
+
+@frozen
+class Pressure:
+    """For want of `resource` some process of the job stands still, more than the job allows.
+
+    `share`: of the last ten seconds, 0 to 1 (`some avg10`); `stalled`: seconds in this run
+    (`some total`).  Both None where only v1's memory.pressure_level tells.
+    """
+
+    at: float
+    resource: Resource
+    share: float | None
+    stalled: float | None
 
 
 @frozen
@@ -97,7 +113,16 @@ class Tick:
 
 
 Event = (
-    Started | MemoryLimit | OomKill | PidsLimit | Timeout | Populated | CgroupGone | Exited | Tick
+    Started
+    | MemoryLimit
+    | OomKill
+    | PidsLimit
+    | Pressure
+    | Timeout
+    | Populated
+    | CgroupGone
+    | Exited
+    | Tick
 )
 
 HOOK_OF: dict[type, str] = {
@@ -105,6 +130,7 @@ HOOK_OF: dict[type, str] = {
     MemoryLimit: "on_memory_limit",
     OomKill: "on_oom_kill",
     PidsLimit: "on_pids_limit",
+    Pressure: "on_pressure",
     Timeout: "on_timeout",
     Exited: "on_exit",
     Tick: "on_tick",

@@ -9,11 +9,15 @@ from attrs import field, frozen
 
 from supervisor.model.limits import Limits
 
+Resource = Literal["memory", "cpu", "io"]
+"""What processes can stand still for, by the kernel's names (accounting/psi.rst)."""
+
 HOOKS = (
     "on_start",
     "on_memory_limit",
     "on_oom_kill",
     "on_pids_limit",
+    "on_pressure",
     "on_timeout",
     "on_exit",
     "on_tick",
@@ -94,6 +98,23 @@ class Restart:
     attempts: int | None = 3
     backoff: float = 1.0
     max_backoff: float = 60.0
+
+
+@frozen
+class PressureAt:
+    """From which share of the time (0 to 1) on pressure is told to `on_pressure`; None: never."""
+
+    memory: float | None = 0.15
+    cpu: float | None = None
+    io: float | None = None
+
+    def wanted(self) -> dict[Resource, float]:
+        shares: dict[Resource, float | None] = {
+            "memory": self.memory,
+            "cpu": self.cpu,
+            "io": self.io,
+        }
+        return {resource: share for resource, share in shares.items() if share is not None}
 
 
 @frozen
@@ -179,5 +200,6 @@ class JobSpec:
     after: tuple[str, ...] = ()
     priority: int = 0
     hooks: Mapping[str, InlineAction | PolicyName] = field(factory=dict)
+    pressure: PressureAt = PressureAt()
     oom: Literal["kill", "continue"] = "kill"
     expect: str = "succeeded"

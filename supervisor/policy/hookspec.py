@@ -19,6 +19,7 @@ from supervisor.model import (
     MemoryLimit,
     OomKill,
     PidsLimit,
+    Pressure,
     Started,
     Tick,
     Timeout,
@@ -60,6 +61,11 @@ def on_oom_kill(job: JobView, event: OomKill) -> Action | None:
 @_hookspec
 def on_pids_limit(job: JobView, event: PidsLimit) -> Action | None:
     """fork was refused at the job's limit of processes."""
+
+
+@_hookspec
+def on_pressure(job: JobView, event: Pressure) -> Action | None:
+    """Processes of the job stand still for want of something; told every two seconds at most."""
 
 
 @_hookspec

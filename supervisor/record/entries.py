@@ -27,6 +27,7 @@ from supervisor.model.event import (
     MemoryLimit,
     OomKill,
     PidsLimit,
+    Pressure,
     Started,
     Timeout,
 )
@@ -40,6 +41,7 @@ KINDS = (
     "memory_limit",
     "oom_kill",
     "pids_limit",
+    "pressure",
     "timeout",
     "decision",
     "limit_changed",
@@ -62,6 +64,7 @@ ENTRY_OF: dict[type, str] = {
     MemoryLimit: "memory_limit",
     OomKill: "oom_kill",
     PidsLimit: "pids_limit",
+    Pressure: "pressure",
     Timeout: "timeout",
 }
 

@@ -42,10 +42,11 @@ def _limits(manager: CgroupManager, jobs: tuple[JobSpec, ...], *, fixes: bool) -
     """A line for each limit and each reason, with the jobs it is about."""
     found: dict[Missing, list[str]] = {}
     for job in jobs:
-        for one in manager.missing(job.limits):
+        watched = job.pressure.wanted() if "on_pressure" in job.hooks else ()
+        for one in (*manager.missing(job.limits), *manager.missing_pressure(watched)):
             found.setdefault(one, []).append(job.name)
     return [
-        f"limits.{one.limit} of {_names(names)}: {one.why}" + f" (fix: {one.fix})" * fixes
+        f"{one.key} of {_names(names)}: {one.why}" + f" (fix: {one.fix})" * fixes
         for one, names in found.items()
     ]
 

@@ -9,19 +9,29 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from functools import partial
 from typing import Any
 
 import trio
 from attrs import evolve
 
-from supervisor.cgroup.api import JobCgroup, Missing
+from supervisor.cgroup.api import JobCgroup, Missing, PressureSource
 from supervisor.container import build
 from supervisor.container.spawn import Container
 from supervisor.errors import KernelError, LimitError, SupervisorError
 from supervisor.model.action import Retry
-from supervisor.model.event import Event, Exited, MemoryLimit, OomKill, Started, Tick, Timeout
+from supervisor.model.event import (
+    Event,
+    Exited,
+    MemoryLimit,
+    OomKill,
+    Pressure,
+    Started,
+    Tick,
+    Timeout,
+)
 from supervisor.model.job import JobSpec
 from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, Reason, RunRecord, iso
@@ -33,12 +43,13 @@ from supervisor.supervise import actions, ending, stopping
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Shared
 from supervisor.supervise.storage import Storage
+from supervisor.watch.pressure import Gauge, is_gone
 from supervisor.watch.subscription import Subscription
 
 
 def refusals(missing: Sequence[Missing]) -> list[str]:
-    """Limits this host cannot enforce, a line each."""
-    return [f"limits.{one.limit}: {one.why} (fix: {one.fix})" for one in missing]
+    """Limits this host cannot enforce, and pressure it cannot tell of, a line each."""
+    return [f"{one.key}: {one.why} (fix: {one.fix})" for one in missing]
 
 
 TICK = 10.0
@@ -83,6 +94,7 @@ class Run:
         self._hurry = trio.Event()
         self._frozen = False
         self._timers: trio.Nursery | None = None
+        self.gauges: list[Gauge] = []
         self.cgroup: JobCgroup
         self.container: Container
         self.subscription: Subscription
@@ -124,7 +136,8 @@ class Run:
                 self.cgroup.hold_at_limit(True)
             self.subscription = shared.watcher.subscribe(self.cgroup, limits, held=self.held)
             try:
-                yield
+                with self._pressure():
+                    yield
             finally:
                 self.subscription.close()
         finally:
@@ -140,6 +153,47 @@ class Run:
             self.warn(f"limits.{one.limit} is not enforced: {one.why} (fix: {one.fix})")
             actions.without(self, one.limit)
         return self.limits
+
+    @contextmanager
+    def _pressure(self) -> Iterator[None]:
+        """What tells of the job's pressure, where somebody wants to hear of it."""
+        with ExitStack() as stack:
+            for source in self._pressure_sources():
+                try:
+                    self.gauges.append(stack.enter_context(closing(Gauge(source))))
+                except KernelError as error:
+                    if self.shared.on_missing == "refuse":
+                        raise
+                    self.warn(f"nothing tells of the job's {source.resource} pressure: {error}")
+            yield
+
+    def _pressure_sources(self) -> list[PressureSource]:
+        """LimitError for what nothing here tells of, or a warning each."""
+        shared = self.shared
+        if not shared.engine.wants("on_pressure", self.spec):
+            return []
+        wanted = self.spec.pressure.wanted()
+        missing = shared.manager.missing_pressure(wanted)
+        if missing and shared.on_missing == "refuse":
+            raise LimitError(refusals(missing), hint='or set on_missing = "warn"')
+        for one in missing:
+            self.warn(f"{one.key} is not watched: {one.why} (fix: {one.fix})")
+        return [
+            self.cgroup.pressure(resource, share)
+            for resource, share in wanted.items()
+            if not any(one.of(resource) for one in missing)
+        ]
+
+    async def _follow_pressure(self, gauge: Gauge) -> None:
+        while True:
+            await gauge.wait()
+            try:
+                share, stalled = self.cgroup.stalled(gauge.resource)
+            except KernelError as error:
+                if is_gone(error):
+                    return  # the subscription tells of it
+                raise
+            await self.handle(Pressure(time.time(), gauge.resource, share, stalled))
 
     async def _remove_cgroup(self) -> None:
         """rmdir says EBUSY while the last tasks exit: wait for that off the hot path, bounded."""
@@ -186,6 +240,8 @@ class Run:
             async with trio.open_nursery() as self._timers:
                 for timer in (self._wall_time, self._cpu_time, self._ticks):
                     self._timers.start_soon(self._guarded, timer)
+                for gauge in self.gauges:
+                    self._timers.start_soon(self._guarded, partial(self._follow_pressure, gauge))
                 if self.cause is not None:  # told to end while it was being started
                     self._timers.start_soon(stopping.end, self, self._hurry)
                 status = await self.shared.reaper.wait_init(self.container.pidfd)

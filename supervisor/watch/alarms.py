@@ -34,7 +34,7 @@ class Alarms:
         """
         eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            _register(eventfd, path, control)
+            register(eventfd, path, control)
             self._epoll.register(eventfd, select.EPOLLIN)
         except BaseException:
             os.close(eventfd)
@@ -69,7 +69,8 @@ class Alarms:
         self._epoll.close()
 
 
-def _register(eventfd: int, path: str, control: str) -> None:
+def register(eventfd: int, path: str, control: str, argument: str = "") -> None:
+    """Write "EVENTFD TARGETFD ARGUMENT" to `control` for the file `path`.  Raises KernelError."""
     # neither descriptor is needed once the kernel has taken note
     operation, where = "open", path
     try:
@@ -79,7 +80,7 @@ def _register(eventfd: int, path: str, control: str) -> None:
             fd = os.open(control, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 operation = "write"
-                os.write(fd, f"{eventfd} {target}".encode())
+                os.write(fd, f"{eventfd} {target} {argument}".rstrip().encode())
             finally:
                 os.close(fd)
         finally:

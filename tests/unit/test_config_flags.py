@@ -54,6 +54,8 @@ on_start = { action = "notify", message = "a:b" }
 on_memory_limit = { action = "raise", to = "1G" }
 on_oom_kill = { action = "retry", limits = { memory = "1G" }, after = "3s" }
 on_pids_limit = { action = "kill" }
+on_pressure = { action = "freeze" }
+pressure = { memory = "max", io = "50%" }
 on_timeout = { action = "signal", signal = "HUP" }
 on_exit = { action = "ignore" }
 on_tick = "p"
@@ -97,9 +99,10 @@ def test_flags_say_what_a_file_says():
         "/w", "--timeout", "10s", "--cpu-time", "3", "--stop-signal", "2", "--stop-grace", "1s",
         "--restart-when", "on-oom", "--restart-attempts", "max", "--restart-backoff", "2s",
         "--restart-max-backoff", "5s", "--on-start", "notify:a:b", "--on-memory-limit", "raise:1G",
-        "--on-oom-kill", "retry:memory=1G,after=3s", "--on-pids-limit", "kill", "--on-timeout",
-        "signal:HUP", "--on-exit", "ignore", "--on-tick", "p", "--oom", "continue", "--expect",
-        "oom", "--plugin", "./p.py",
+        "--on-oom-kill", "retry:memory=1G,after=3s", "--on-pids-limit", "kill",
+        "--on-pressure", "freeze", "--pressure-memory", "max", "--pressure-io", "50%",
+        "--on-timeout", "signal:HUP", "--on-exit", "ignore", "--on-tick", "p", "--oom", "continue",
+        "--expect", "oom", "--plugin", "./p.py",
     )  # fmt: skip
     assert spec == job(IN_A_FILE, "true")
 

@@ -8,10 +8,22 @@ import attrs
 import pytest
 from attrs import evolve
 
-from supervisor.model import KillJob, Limits, PidsLimit, RaiseLimit, Retry
+from supervisor.model import (
+    Freeze,
+    KillJob,
+    Limits,
+    Notify,
+    PidsLimit,
+    Pressure,
+    RaiseLimit,
+    Retry,
+    State,
+    Thaw,
+    Tick,
+)
 from supervisor.policy.registry import bundled
 from tests.support.command import ROOT
-from tests.support.policies import AT_LIMIT, EXITED, MIB, REFUSED, engine, view
+from tests.support.policies import AT_LIMIT, EXITED, MIB, REFUSED, SPEC, engine, view
 
 GIB = 1024 * MIB
 
@@ -115,3 +127,57 @@ def test_every_bundled_policy_and_each_of_its_arguments_is_documented() -> None:
         spec.loader.exec_module(module)
         for field in attrs.fields(module.Arguments):
             assert f"| `{field.name}` |" in section
+
+
+def pressed(at: float, resource: str = "memory") -> Pressure:
+    return Pressure(at, resource, 0.5, 1.0)  # type: ignore[arg-type]
+
+
+def ranked(name: str, priority: int, **changes: object) -> object:
+    spec = evolve(SPEC, name=name, priority=priority)
+    return view(spec, run=f"{name}-1", **changes)
+
+
+SHED = {"available": 100, "pause": "25s"}
+
+
+async def test_shed_by_pressure_freezes_the_lowest_that_suffers_and_thaws_it() -> None:
+    asks = engine("shed-by-pressure", **{"shed-by-pressure": {**SHED, "highest": 5}})
+    low, high = ranked("low", 1), ranked("high", 5)
+    assert (await asks.decide(pressed(1.0, "io"), low)).action is None
+    first = await asks.decide(pressed(10.0), low)
+    assert first.action == Freeze() and first.by == "shed-by-pressure"
+    assert (await asks.decide(pressed(12.0), high)).action is None  # the host may recover
+    assert (await asks.decide(pressed(21.0), high)).action == Freeze()
+    frozen = evolve(low, state=State.FROZEN)
+    assert (await asks.decide(Tick(34.0), frozen)).action is None
+    assert (await asks.decide(Tick(35.5), frozen)).action == Thaw()
+    assert (await asks.decide(Tick(60.0), frozen)).action is None  # not its own freeze any more
+
+
+async def test_shed_by_pressure_spares_who_matters_more() -> None:
+    asks = engine("shed-by-pressure", **{"shed-by-pressure": {**SHED, "highest": 5}})
+    unwilling = ranked("frozen", 1, state=State.HELD)
+    assert (await asks.decide(pressed(1.0), unwilling)).action is None
+    assert (await asks.decide(pressed(2.0), ranked("above", 6))).action is None
+    assert (await asks.decide(pressed(2.0), ranked("low", 1))).action == Freeze()
+    other = engine("shed-by-pressure", **{"shed-by-pressure": {**SHED, "highest": 5}})
+    assert (await other.decide(pressed(1.0), ranked("first", 9))).action is None
+    assert (await other.decide(pressed(2.0), ranked("second", 3))).action == Freeze()
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        ({"action": "kill", "available": 100}, KillJob),
+        ({"action": "notify", "available": 100}, Notify),
+        ({"available": 0}, type(None)),
+    ],
+)
+async def test_shed_by_pressure_does_what_it_is_told_when_the_host_is_short(
+    table: dict[str, object], kind: type
+) -> None:
+    asks = engine("shed-by-pressure", **{"shed-by-pressure": table})
+    decision = await asks.decide(pressed(1.0), ranked("job", 0))
+    assert type(decision.action) is kind
+    assert all(answer.error == "" for answer in decision.answers)
