@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from supervisor.linux import proc
-from tests.support import procs
+from tests.support import host, procs
 from tests.support.command import State, Supervise
 from tests.support.containers import (
     background,
@@ -28,7 +28,7 @@ from tests.support.containers import (
 
 pytestmark = pytest.mark.kernel
 
-PATIENCE = 60.0
+PATIENCE = 60.0 * host.SLOWNESS
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def bomb():
 
 
 def test_a_thousand_orphans_are_reaped(supervise: Supervise):
-    done = supervise("run", "--timeout", "50s", "--", *python(orphans, 1000))
+    done = supervise("run", "--timeout", f"{50 * host.SLOWNESS}s", "--", *python(orphans, 1000))
     assert (done.status, done.stdout) == (0, "2\n"), done.stderr
 
 

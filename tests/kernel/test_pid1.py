@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 
 from supervisor.linux import proc
-from tests.support import procs
+from tests.support import host, procs
 from tests.support.command import State, stop
 from tests.support.containers import (
     ended,
@@ -32,7 +32,7 @@ from tests.support.containers import (
 
 pytestmark = pytest.mark.kernel
 
-PATIENCE = 60.0
+PATIENCE = 60.0 * host.SLOWNESS
 GATE = 'echo here > "/mnt/$0"; while ! test -e /mnt/go; do sleep 0.05; done; '
 
 

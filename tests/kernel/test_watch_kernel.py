@@ -26,7 +26,7 @@ from supervisor.model.limits import Limits
 from supervisor.watch.cgroup import Watcher, open_watcher
 from supervisor.watch.kernel_log import KernelLog
 from supervisor.watch.subscription import Subscription
-from tests.support import cgroups
+from tests.support import cgroups, host
 from tests.support.cgroups import end, line, python, start
 
 pytestmark = pytest.mark.kernel
@@ -106,7 +106,7 @@ def assert_told(log: KernelLog, job: JobCgroup, pid: int, name: str, limiting: s
 
 async def first(subscription: Subscription, kind: type[Kind]) -> Kind:
     """The next event of a kind; others are passed over."""
-    with trio.fail_after(20):
+    with trio.fail_after(20 * host.SLOWNESS):
         async for event in subscription.events:
             if isinstance(event, kind):
                 return event

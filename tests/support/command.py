@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import host
+
 ROOT = Path(__file__).parents[2]
 """The checkout."""
 
@@ -43,7 +45,7 @@ class State:
 
 @dataclass(frozen=True)
 class Supervise:
-    """Calls the command; each call may take `timeout` seconds, then it is stopped and fails."""
+    """Calls the command; after `timeout` seconds (more in a guest) a call is stopped and fails."""
 
     where: State
 
@@ -55,6 +57,7 @@ class Supervise:
         cwd: Path | None = None,
         timeout: float = 60.0,
     ) -> Done:
+        timeout *= host.SLOWNESS
         with self.start(*arguments, environment=environment, cwd=cwd) as process:
             try:
                 out, err = process.communicate(stdin, timeout=timeout)

@@ -23,6 +23,10 @@ KINDS: tuple[Kind, ...] = ("privilege", "vm", "tools")
 
 PT_INTERP = 3
 
+SLOWNESS = {"uml": 3, "qemu": 10}.get(os.environ.get("SUPERVISE_VM", ""), 1)
+"""By how much a test is more patient in a guest than on a host: a time limit of its own that has
+nothing to do with what it asserts is multiplied by this.  `pytest --timeout` is the suite's."""
+
 
 def required() -> frozenset[str]:
     """The kinds of want that are failures; an unknown word is an error, not a silent no-op."""

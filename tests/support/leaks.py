@@ -4,10 +4,11 @@ A snapshot is taken before the first test and another after the last; what is ne
 the session fails with the list.  Two kinds are told apart:
 
 own      descriptors, and processes: descendants of the test process, those that carry the
-         session's mark in their environment, those in a cgroup this session has left behind.
-shared   cgroups, mounts, interfaces, run-time files: the whole host's.  While another `supervise`
-         or another test session runs on the host they cannot be attributed, so they are only told
-         of, as a warning in the session's summary; where none runs (CI) they fail it as well.
+         session's mark in their environment.
+shared   cgroups and the processes in them, mounts, interfaces, run-time files: the whole host's.
+         While another `supervise` or another test session runs there they cannot be attributed, so
+         they are only told of, as a warning in the session's summary; where none runs (CI) they
+         fail it as well.
 
 Endings take a moment (a killed process is reaped by somebody else), so the second snapshot is
 taken again until it is clean or GRACE seconds have passed.
@@ -19,7 +20,7 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from tests.support import host, procs
 MARK = "SUPERVISE_TEST_SESSION"
 GRACE = 3.0
 
-SHARED = ("cgroup", "mount", "interface", "file")
+SHARED = ("cgroup", "member", "mount", "interface", "file")
 OWN = ("process", "descriptor")
 
 told = pytest.StashKey[tuple[str, ...]]()
@@ -55,17 +56,19 @@ class Snapshot:
 
 
 def take(mark: str, known_cgroups: frozenset[str] = frozenset()) -> Snapshot:
-    """A snapshot; processes in one of our cgroups count unless it is among `known_cgroups`."""
+    """A snapshot; the processes in a cgroup count unless it is among `known_cgroups`."""
     gc.collect()  # an unreferenced but uncollected file is closed by this, not a leak
     groups = cgroups()
-    ours = frozenset(groups) - known_cgroups
+    ours = processes(mark)
+    members = named({pid for path in groups.keys() - known_cgroups for pid in procs.members(path)})
     return Snapshot(
         {
             "cgroup": groups,
+            "member": {key: text for key, text in members.items() if key not in ours},
             "mount": mounts(),
             "interface": {name: name for name in netlink.links()},
             "file": runtime_files(),
-            "process": processes(mark, ours),
+            "process": ours,
             "descriptor": descriptors(),
         }
     )
@@ -110,15 +113,18 @@ def descriptors() -> dict[str, str]:
     return found
 
 
-def processes(mark: str, our_cgroups: frozenset[str]) -> dict[str, str]:
-    """The processes that this session answers for, by pid and start time."""
+def processes(mark: str) -> dict[str, str]:
+    """The processes that are this session's for certain, by pid and start time."""
+    marked = {pid for pid in procs.table() if procs.environment_has(pid, f"{MARK}={mark}")}
+    return named(proc.descendants(os.getpid()) | marked)
+
+
+def named(pids: Set[int]) -> dict[str, str]:
+    """Those of the processes that are still there, but for this one."""
     table = procs.table()
-    below = proc.descendants(os.getpid())
-    inside = {pid for path in our_cgroups for pid in procs.members(path)}
-    marked = {pid for pid in table if procs.environment_has(pid, f"{MARK}={mark}")}
     return {
         f"{pid} {table[pid].start_ticks}": f"{pid} ({table[pid].state}) {procs.command_line(pid)}"
-        for pid in sorted(below | inside | marked)
+        for pid in sorted(pids)
         if pid in table and pid != os.getpid()
     }
 

@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[2]
 DEFAULT = "tests/kernel"
 LIMITS: dict[Engine, float] = {"uml": 900.0, "qemu": 1500.0}
 """Seconds for one guest: several times what the longest takes on two cores."""
+PATIENCE: dict[Engine, int] = {"uml": 360, "qemu": 900}
+"""Seconds for one test, where the host gives it 120."""
 TOLD_EVERY = 60.0
 GRACE = 20.0
 NO_TESTS = 5
@@ -153,6 +155,7 @@ def command(part: Part, arguments: Sequence[str], both: bool, limit: float) -> l
         *(sys.executable, "-m", "tests.vm", "--engine", part.engine),
         *("--timeout", f"{limit:g}", "--disk", "64M", "--"),
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"),
+        *("-o", f"timeout={PATIENCE[part.engine]}"),
         *only(part.files, arguments),
         *chosen,
     ]

@@ -148,7 +148,10 @@ def test_arguments_reach_the_guests_that_they_are_for() -> None:
     argv = suite.command(Part("qemu", ("tests/f.py",)), words, both=True, limit=7.0)
     assert argv[argv.index("--timeout") + 1] == "7"
     assert argv[-5:] == ["tests/f.py", "-k", "a or b", "-m", "qemu"]
-    assert suite.command(Part("qemu", ("f",)), [], both=False, limit=7.0)[-2:] == ["-q", "f"]
+    assert suite.command(Part("qemu", ("f",)), [], both=False, limit=7.0)[-2:] == [
+        "timeout=900",
+        "f",
+    ]
 
 
 def test_pytest_is_asked_what_there_is() -> None:
