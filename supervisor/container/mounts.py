@@ -288,7 +288,16 @@ def make_dirs(path: str, mode: int) -> None:
     for part in path.split("/")[1:]:
         made += "/" + part
         if part and not os.path.isdir(made):
-            os.mkdir(made, mode)
+            _make_dir(made, mode)
+
+
+def _make_dir(path: str, mode: int) -> None:
+    """Another job may make the same directory, of the host's or of a shared mount, meanwhile."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
 
 
 def _bind_read_only(source: str, target: str) -> None:

@@ -252,3 +252,22 @@ def test_directories_and_files_are_made_whatever_is_there(tmp_path):
     assert (deep / "x/file").read_text() == "kept"
     with pytest.raises(FileExistsError):
         mounts.MakeDir(path=str(deep / "x/file/below"), mode=0o700).execute(context)
+
+
+def test_a_directory_that_another_makes_meanwhile_is_no_failure(tmp_path, monkeypatch):
+    seen = []
+
+    def isdir(path):
+        """Where it is looked for first, somebody makes it just then."""
+        seen.append(path)
+        if path.endswith("/layers") and seen.count(path) == 1:
+            os.mkdir(path)
+            return False
+        return os.path.lexists(path) and not os.path.isfile(path)
+
+    monkeypatch.setattr(mounts.os.path, "isdir", isdir)
+    mounts.make_dirs(f"{tmp_path}/layers/upper", 0o755)
+    assert (tmp_path / "layers/upper").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        mounts.make_dirs(f"{tmp_path}/file", 0o755)
