@@ -217,9 +217,13 @@ class Memory:
         """`oom` is counted where the limit stands, `oom_kill` where the victim was."""
         if not self._kills():
             return False
-        if not files.table(self._own).get("oom", 0):
+        own = files.table(self._own).get("oom", 0)
+        if not own:
             return True
-        return False if self._above_ooms() == self._above_before else None
+        # before 5.2 what happens here is counted above as well
+        passed_on = own if self._own == self._all else 0
+        before = [count + passed_on for count in self._above_before]
+        return False if self._above_ooms() == before else None
 
     def _above_ooms(self) -> list[int]:
         return [files.table(path).get("oom", 0) for path in self._above]
