@@ -1,7 +1,4 @@
-"""The jobs that end without anybody's help, and what is to be told of each end.
-
-Imports nothing of the supervisor: these are what a user would write.
-"""
+"""The jobs that end without anybody's help, and what is to be told of each end."""
 
 from __future__ import annotations
 
@@ -11,8 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support import host
+
 PYTHON = os.path.realpath(sys.executable)
 """Jobs see the host's files; a link into a virtual environment would need its directory too."""
+LATE = "10s" if host.in_guest() else "3s"
+"""A timeout that comes when the job is where it is to be struck: the guest is slow."""
 HOG = "tail /dev/zero"
 """GNU tail keeps all of a line that does not end: it grows until it is stopped."""
 MEMORY = {"limits.memory": "16M", "limits.swap": 0}
@@ -131,7 +132,7 @@ OUT_OF_MEMORY = {
                                     signal=9, oom_kills=1),
     "oom-continue-times-out": sh(
         f"trap '' TERM; {HOG}; while :; do sleep 1; done", "timeout", 124, signal=9, oom_kills=1,
-        settings={**CONTINUE, "timeout": "2s", "stop.grace": "100ms"}),
+        settings={**CONTINUE, "timeout": LATE, "stop.grace": "100ms"}),
     "oom-in-exec": Case(("true",), "oom", 137, {"limits.memory": "4K", "limits.swap": 0},
                         signal=9, oom_kills=1),
     "oom-at-once": Case(("/tmp/busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=64M",
@@ -145,7 +146,7 @@ OUT_OF_MEMORY = {
     "at-limit-exits-137": fills("os._exit(137)", "failed", 137, exit_code=137),
     "at-limit-kills-itself": fills("os.kill(os.getpid(), 9)", "signal", 137, signal=9),
     "at-limit-times-out": fills("while True: fill()", "timeout", 124, signal=15,
-                                settings={"timeout": "3s"}),
+                                settings={"timeout": LATE}),
 }  # fmt: skip
 
 REFUSED = {
@@ -157,7 +158,7 @@ REFUSED = {
     "pids-signal": perl(FORKS + "kill 'ABRT', $$; sleep 1000", "pids", 134, settings=PIDS,
                         signal=6, refused=True),
     "pids-times-out": perl(FORKS + "sleep 1000", "timeout", 124, signal=15, refused=True,
-                           settings={**PIDS, "timeout": "2s"}),
+                           settings={**PIDS, "timeout": LATE}),
     "pids-policy": perl(FORKS + "sleep 1000", "policy", 143, signal=15, refused=True,
                         settings={**PIDS, "on_pids_limit": {"action": "kill", "why": "enough"}}),
 }  # fmt: skip
@@ -167,15 +168,15 @@ ENDED = {
     "times-out-well": sh("trap 'exit 0' TERM; while :; do sleep 1; done", "timeout", 124,
                          settings={"timeout": "300ms"}),
     "times-out-stubborn": sh("trap '' TERM INT HUP; while :; do sleep 1; done", "timeout", 124,
-                             settings={"timeout": "2s", "stop.grace": "300ms"}, signal=9),
+                             settings={"timeout": LATE, "stop.grace": "300ms"}, signal=9),
     "times-out-stopped": sh("kill -STOP $$", "timeout", 124, signal=15,
                             settings={"timeout": "300ms", "stop.grace": "30s"}),
     "times-out-stubborn-tree": sh(
         "setsid sh -c 'trap \"\" TERM; (trap \"\" TERM; kill -STOP $PPID; sleep 1000) & sleep 1000'"
         " & trap '' TERM; while :; do sleep 1; done", "timeout", 124, signal=9,
-        settings={"timeout": "2s", "stop.grace": "200ms"}),
+        settings={"timeout": LATE, "stop.grace": "200ms"}),
     "times-out-into-oom": sh(f"trap 'exec {HOG}' TERM; while :; do sleep 1; done", "timeout", 124,
-                             signal=9, oom_kills=1, settings={**MEMORY, "timeout": "2s"}),
+                             signal=9, oom_kills=1, settings={**MEMORY, "timeout": LATE}),
     "burns-cpu": sh("while :; do :; done", "cpu_timeout", 124, settings={"cpu_time": "200ms"},
                     signal=15),
     "burns-cpu-in-child": sh("sh -c 'while :; do :; done' & wait", "cpu_timeout", 124,
@@ -189,7 +190,7 @@ ENDED = {
                             {**MEMORY, "on_memory_limit": {"action": "kill", "why": "enough"},
                              "stop.signal": "KILL"}, signal=9),
     "times-out-held": Case(("tail", "/dev/zero"), "timeout", 124,
-                           {**MEMORY, "on_memory_limit": {"action": "freeze"}, "timeout": "2s",
+                           {**MEMORY, "on_memory_limit": {"action": "freeze"}, "timeout": LATE,
                             "stop.grace": "200ms"}),
 }  # fmt: skip
 

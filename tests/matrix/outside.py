@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.matrix.cases import CONTINUE, FORKS, HOG, MEMORY, PIDS, Case, fills, perl, sh
+from tests.matrix.cases import CONTINUE, FORKS, HOG, LATE, MEMORY, PIDS, Case, fills, perl, sh
 
 PATIENCE = 60.0
 """Seconds to wait for a job to be where it is to be killed."""
@@ -75,10 +75,10 @@ KILLED: dict[str, tuple[Case, Deed]] = {
         Case(("sleep", "1000"), "signal", 137, {}, signal=9,
              detail="init was killed by signal 9"), kill_init),
     "init-stopped-times-out": (
-        Case(("sleep", "1000"), "timeout", 124, {"timeout": "2s"}, signal=15), stop_init),
+        Case(("sleep", "1000"), "timeout", 124, {"timeout": LATE}, signal=15), stop_init),
     "init-stopped-stubborn": (
         sh(f"trap '' TERM; {SLEEPS}", "timeout", signal=9,
-           settings={"timeout": "2s", "stop.grace": "200ms"}), stop_init),
+           settings={"timeout": LATE, "stop.grace": "200ms"}), stop_init),
     "at-limit-killed": (
         fills("os.execvp('sleep', ['sleep', '1000'])", "signal", signal=9), kill_command),
     "pids-killed": (
