@@ -11,7 +11,7 @@ from typing import Any
 from tests.support import host
 
 PYTHON = os.path.realpath(sys.executable)
-"""Jobs see the host's files; a link into a virtual environment would need its directory too."""
+"""Not a link into a virtual environment; and where it lies in a home, jobs must not hide that."""
 LATE = "10s" if host.in_guest() else "3s"
 """A timeout that comes when the job is where it is to be struck: the guest is slow."""
 HOG = "tail /dev/zero"
@@ -72,7 +72,7 @@ def perl(script: str, reason: str, status: int = 1, /, **more: Any) -> Case:
 
 def fills(then: str, reason: str, status: int = 1, /, **more: Any) -> Case:
     """One that reaches its limit of 16 MiB without a kill, and does something then."""
-    settings = {**MEMORY, **more.pop("settings", {})}
+    settings = {**MEMORY, "hide": "nothing", **more.pop("settings", {})}
     command = PYTHON, "-I", "-S", "-c", FILLS + then
     return Case(command, reason, status, settings, full=True, **more)
 
