@@ -292,7 +292,11 @@ def make_dirs(path: str, mode: int) -> None:
 
 
 def _make_dir(path: str, mode: int) -> None:
-    """Another job may make the same directory, of the host's or of a shared mount, meanwhile."""
+    """What is there after all is no failure: another job may have made it since we looked.
+
+    User-Mode Linux 6.1 also denied, in 2 of 590 starts, a directory on which other jobs, in their
+    own namespaces, were mounting and unmounting just then (the launcher's `layers`).
+    """
     try:
         os.mkdir(path, mode)
     except FileExistsError:
