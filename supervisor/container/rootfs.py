@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
+from pathlib import Path
 
 from supervisor.container import mounts
 from supervisor.container.host import OWN, Facts, inside
@@ -62,9 +64,26 @@ def hidden(spec: JobSpec, facts: Facts) -> tuple[str, ...]:
     for pattern in (*spec.hide, *facts.private):
         paths = glob.glob(pattern) if "*" in pattern else [pattern]
         found.update(os.path.realpath(path) for path in paths if os.path.exists(path))
+    found = {path for path in found if _within_reach(path, spec)}
     found -= {mount.target for mount in spec.mounts} | {tmpfs.target for tmpfs in spec.tmpfs}
     tops = [path for path in sorted(found) if not inside(path, OWN)]
     return tuple(path for path in tops if not inside(os.path.dirname(path), tuple(found)))
+
+
+def _within_reach(path: str, spec: JobSpec) -> bool:
+    """Whether somebody in the job's user namespace could get there, if it were not hidden.
+
+    Nobody of mapped ids passes a directory that is closed to others, not even to cover it.
+    """
+    space = spec.user_namespace
+    if space.kind != "map" or space.host_id == 0:
+        return True
+    ids = range(space.host_id, space.host_id + space.size)
+    for parent in Path(path).parents:
+        status = parent.stat()
+        if not status.st_mode & stat.S_IXOTH and not (status.st_uid in ids or status.st_gid in ids):
+            return False
+    return True
 
 
 def check_seen(spec: JobSpec, facts: Facts, path: str, stage: str) -> None:
