@@ -202,12 +202,13 @@ def test_shed_by_pressure_freezes_and_thaws(batch: Batch, big: str) -> None:
 def test_a_host_that_tells_nothing_refuses_only_jobs_that_ask(batch: Batch) -> None:
     if host_tells():
         pytest.skip("this host tells")
-    plain = '[jobs.plain]\ncommand = "true"\n'
-    assert batch.run(plain).status == 0
-    asks = plain + "on_pressure = { action = 'ignore' }\n"
-    refused = batch.run(asks)
-    assert refused.status == 125 and "pressure.memory of plain" in refused.done.stderr
-    assert batch.run(asks, top='on_missing = "warn"').status == 0
+    asks = "on_pressure = { action = 'ignore' }\n"
+    jobs = '[jobs.plain]\ncommand = "true"\n[jobs.asks]\ncommand = "true"\n' + asks
+    refused = batch.run(jobs)
+    assert refused.status == 125 and "pressure.memory of asks:" in refused.done.stderr
+    assert "plain" not in refused.done.stderr
+    warned = batch.run(jobs, top='on_missing = "warn"')
+    assert warned.status == 0 and "pressure.memory is not watched" in warned.done.stderr
 
 
 def test_files_hold_no_trigger_that_was_closed(manager: Manager) -> None:

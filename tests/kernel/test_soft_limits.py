@@ -116,9 +116,9 @@ def hands_of_files(size: int) -> tuple[list[str], list[str]]:
 
 @pytest.mark.v2
 def test_memory_low_keeps_a_jobs_page_cache_when_others_have_some(granted: Manager) -> None:
-    assert granted.missing(Limits(memory_low=64 * MIB)) == ()
+    assert granted.missing(Limits(memory_low=1024 * MIB)) == ()
     jobs, processes = {}, []
-    given = (("kept", Limits(memory_low=64 * MIB)), ("plain", Limits()))
+    given = (("kept", Limits(memory_low=1024 * MIB)), ("plain", Limits()))
     for (name, limits), paths in zip(given, hands_of_files(20 * MIB), strict=True):
         jobs[name] = granted.create(name)
         jobs[name].apply(limits)
