@@ -264,7 +264,10 @@ class Cpuset:
 
 
 class Io:
-    """blkio.throttle.*: direct I/O and reads; buffered writes are charged to nobody here."""
+    """blkio.throttle.*: reads, direct writes, and cached writes that the job waits for (fsync).
+
+    What the kernel writes back later by itself is charged to nobody.
+    """
 
     def __init__(self, directory: str, has: frozenset[str]) -> None:
         self._directory = directory

@@ -208,8 +208,9 @@ LIMITS = (
                               "`read_iops`, `write_iops` (integers)",
                               kinds.array(compounds.io_limit, "an array of tables"),
                               "PATH:KEY=RATE[,…]", compounds.io_from_flag, many=True),
-            "Throttles, a second, on the device that holds `path`. cgroup v1 throttles direct I/O "
-            "only.", "none", '[{ path = "/srv", read_bps = "50M", write_iops = 500 }]', "io"),
+            "Throttles, a second, on the device that holds `path`. On cgroup v1 not for what the "
+            "kernel writes back from its cache by itself.",
+            "none", '[{ path = "/srv", read_bps = "50M", write_iops = 500 }]', "io"),
     Setting("limits.open_files", _whole(3, 1073741816), "Open descriptors of each process.",
             "the supervisor's own", "1024", "open-files"),
 )  # fmt: skip

@@ -30,13 +30,17 @@ def session_parent() -> Iterator[str]:
     steps: list[delegate.Step] = []
     made: list[str] = []
     parent = name
+    for hierarchy in found.hierarchies:
+        if hierarchy.place and hierarchy.controllers:
+            parent = f"{hierarchy.path}/{name}"  # one path, for all hierarchies
+            steps.append(delegate.Step(hierarchy.place, f"{name}.self", "/proc"))
     try:
         for hierarchy in found.hierarchies:
             directory = f"{hierarchy.base}/{name}"
             if hierarchy.place and hierarchy.controllers:
-                steps.append(delegate.Step(hierarchy.place, f"{name}.self", "/proc"))
-                steps[-1].enable(hierarchy.controllers)
-                parent = f"{hierarchy.path}/{name}"
+                steps[0].enable(hierarchy.controllers)
+            elif steps:
+                directory = hierarchy.mount + parent
             files.make(directory)
             made.append(directory)
             if "cpuset" in hierarchy.controllers and not hierarchy.unified:
