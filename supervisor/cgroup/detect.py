@@ -123,6 +123,11 @@ def _hierarchy(
     place = delegate.choose(base, path, mount, climb=parent is None, proc=proc)
     if isinstance(place, Obstacle):
         return place
+    if parent is not None:
+        common = os.path.commonpath([directory, place.directory])
+        if not os.access(f"{common}/cgroup.procs", os.W_OK):
+            why = f"a move from {directory} to {base} takes writing {common}/cgroup.procs"
+            return Obstacle(f"no permission: {why}", delegate.ROOT_FIX)
     return Hierarchy(
         place.controllers & frozenset(CONTROLLERS), place.directory, place.path, mount, place
     )
