@@ -424,7 +424,7 @@ def test_usage_tells_of_cpu_and_memory(manager: Manager) -> None:
     usage = job.usage()
     assert usage.cpu is not None and 0.1 < usage.cpu < 5
     assert usage.cpu_user is not None and usage.cpu_system is not None
-    assert abs(usage.cpu_user + usage.cpu_system - usage.cpu) < 0.1
+    assert abs(usage.cpu_user + usage.cpu_system - usage.cpu) < 0.3
     assert usage.throttled and usage.throttled > 0
     assert usage.memory_peak and usage.memory_peak > MIB
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,23 @@ def target(manager: Manager, tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture
+def fresh(target: str, tmp_path: Path) -> Iterator[str]:
+    """A file nobody has written to: an inode stays with the cgroup that was first to dirty it."""
+    if target != str(DISK):
+        yield target
+        return
+    place = tmp_path / "mounted"
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", target], check=True)
+    subprocess.run(["mount", target, str(place)], check=True)
+    try:
+        (place / "file").touch()
+        yield str(place / "file")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
 RATES = (("read_bps", MIB), ("read_iops", 16), ("write_bps", MIB), ("write_iops", 16))
 
 
@@ -109,13 +127,13 @@ def test_a_job_that_waits_for_its_cached_writes_is_throttled(manager: Manager, t
     assert (job.usage().write_bytes or 0) >= 4 * MIB
 
 
-def test_cached_writes_sent_out_by_somebody_else(manager: Manager, target: str) -> None:
+def test_cached_writes_sent_out_by_somebody_else(manager: Manager, fresh: str) -> None:
     """As by the kernel's flusher threads: on v2 they stay the job's, on v1 they are nobody's.
 
     v2 takes memory and io on the unified hierarchy (inode_cgwb_enabled in backing-dev.h).
     """
-    fd = os.open(target, os.O_WRONLY)  # whoever closes a block device last has to wait for it
-    job, _ = cached(manager, target, CACHED)
+    fd = os.open(fresh, os.O_WRONLY)
+    job, _ = cached(manager, fresh, CACHED)
     began = time.monotonic()
     os.fsync(fd)
     os.close(fd)
