@@ -184,8 +184,16 @@ class JobCgroup(Protocol):
         """Tasks at the memory limit sleep (True) or meet the OOM killer (False).
 
         v1: memory.oom_control.  v2: memory.high below memory.max as a trip wire; whoever watches
-        freezes at the event.  Setting False lets a held job go on into the OOM killer, a
+        calls `try_hold` at the event.  Setting False lets a held job go on into the OOM killer, a
         raise of the limit lets it go on: on v2 either thaws what was frozen at the wire.
+        """
+
+    def try_hold(self) -> bool:
+        """v2, past the trip wire: freeze the payload; whether it stays so, held at its limit.
+
+        It goes on where the kernel can reclaim enough, from page cache or into free swap: v1's
+        kernel holds nobody then either.  Takes as long as that does, so it is for a thread; what
+        changes the limit, freezes or thaws meanwhile may be called in another.  v1: False.
         """
 
     def counters(self) -> Counters: ...

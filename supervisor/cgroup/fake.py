@@ -93,6 +93,10 @@ class FakeJob:
     def _let_go(self) -> None:
         self.counted = evolve(self.counted, under_oom=False)
 
+    def try_hold(self) -> bool:
+        self._alive()
+        return self.counted.under_oom
+
     def counters(self) -> Counters:
         self._alive()
         return self.counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from typing import TYPE_CHECKING
 
 from supervisor.cgroup import psi, v1, v2
@@ -39,6 +40,9 @@ class Job:
         self._cpu = self._cpu_part()
         self._io = self._io_part()
         self._account: AccountPart | None = manager.account(name)
+        self._stopped = False
+        self._at_wire = False
+        self._deciding = threading.Lock()  # `try_hold` runs in a thread of its own
 
     def _payload(self, layer: Layer) -> str:
         return f"{layer.directory}/{self._name}/payload"
@@ -151,22 +155,48 @@ class Job:
         if limit == "memory_high" and self._memory:
             return self._memory.change_high(int(to))
         if limit == "memory" and self._memory:
-            now = self._memory.change_memory(int(to))
-            self._let_go()
+            with self._deciding:
+                now = self._memory.change_memory(int(to))
+                self._let_go()
             return now
         raise LimitError([f"{limit}: this host has no controller for it"])
 
     def hold_at_limit(self, hold: bool) -> None:
         if self._memory is None:
             raise KernelError("hold at the memory limit", None, errno.EOPNOTSUPP)
-        self._memory.hold(hold)
-        if not hold:
-            self._let_go()
+        with self._deciding:
+            self._memory.hold(hold)
+            if not hold:
+                self._let_go()
 
     def _let_go(self) -> None:
         """v1 wakes the held tasks by itself; what was frozen at v2's trip wire is thawed."""
-        if self._memory and self._memory.release():
+        if self._memory and self._memory.release() and not self._stopped:
             self._tree.thaw()
+
+    def try_hold(self) -> bool:
+        memory = self._memory
+        if not isinstance(memory, v2.Memory):
+            return False
+        if not self._at_wire and not self._short_of_memory(memory):
+            return False
+        self._at_wire = True  # after a failure on the way the next call goes on from here
+        self._tree.freeze()
+        memory.reclaim()
+        with self._deciding:
+            held = memory.hold_now()
+            if not held and not self._stopped:
+                self._tree.thaw()
+        self._at_wire = False
+        return held
+
+    @staticmethod
+    def _short_of_memory(memory: v2.Memory) -> bool:
+        """As far as can be told while it runs; a job that reads files is not, and not stopped."""
+        if not memory.beyond_wire():
+            return False
+        memory.reclaim()
+        return memory.beyond_wire()
 
     def counters(self) -> Counters:
         memory = self._memory.counts() if self._memory else _NO_COUNTS
@@ -215,14 +245,16 @@ class Job:
         self._tree.kill()
 
     def freeze(self) -> None:
-        self._tree.freeze()
-        if self._memory:
-            self._memory.frozen()
+        with self._deciding:
+            self._stopped = True
+            self._tree.freeze()
 
     def thaw(self) -> None:
-        if self._memory:
-            self._memory.release()
-        self._tree.thaw()
+        with self._deciding:
+            self._stopped = False
+            if self._memory:
+                self._memory.release()
+            self._tree.thaw()
 
     def try_remove(self) -> bool:
         gone = self._tree.try_remove()

@@ -115,10 +115,8 @@ class Memory:
     def hold(self, hold: bool) -> None:
         files.write(self._oom, "1" if hold else "0")
 
-    def frozen(self) -> None:
-        """Nothing to note: on v1 the kernel itself holds tasks at the limit."""
-
     def release(self) -> bool:
+        """On v1 the kernel itself holds tasks at the limit, and wakes them."""
         return False
 
     def counts(self) -> MemoryCounts:

@@ -91,11 +91,9 @@ class Memory:
         self._own = f"{directory}/{local}"
         self._above = [f"{above}/{local}" for above in ancestors]
         self._above_before = self._above_ooms()
-        self._armed = False
         self._protected = False
         self._wanted_high: int | None = None
         self._wire: int | None = None
-        self._crossed = 0
         self._held = False
 
     def kill_whole(self) -> None:
@@ -151,7 +149,7 @@ class Memory:
     def change_memory(self, to: int) -> int:
         """The new limit; the wire of `hold` moves with it."""
         self._write("memory", self._limit, to)
-        if self._armed:
+        if self._wire is not None:
             self.hold(True)
         return files.number(self._limit)
 
@@ -161,27 +159,27 @@ class Memory:
 
     def hold(self, hold: bool) -> None:
         limit = files.number(self._limit)
-        self._armed = hold and limit < files.UNLIMITED
-        self._wire = trip_wire(limit) if self._armed else None
-        self._crossed = files.table(self._own).get("high", 0)
+        self._wire = trip_wire(limit) if hold and limit < files.UNLIMITED else None
         self._place_high()
 
-    def frozen(self) -> None:
-        """Held, if the wire was crossed since it was last placed; else just frozen."""
-        if self._armed and self._crossings(files.table(self._own)) > self._crossed:
-            self._held = True
+    def beyond_wire(self) -> bool:
+        """Whether more is in use than the wire allows, and nobody is held for it yet."""
+        return self._wire is not None and not self._held and files.number(self._usage) > self._wire
 
-    def _crossings(self, own: dict[str, int]) -> int:
-        """How often the wire was crossed, or memory.high where no wire is placed.
+    def reclaim(self) -> None:
+        """Make room below the wire where that can be done; may take as long as swap or disk do.
 
-        Where a lower memory.high is wanted, the kernel counts that one, at each further step:
-        the wire is crossed when it does so with usage above the wire.
+        Whoever writes memory.high has the kernel reclaim down to it, the CPUs' stocks included,
+        and give up where 16 turns in a row find nothing (mm/memcontrol.c, memory_high_write): as
+        often as it tries before it calls the OOM killer.
         """
-        wire, wanted = self._wire, self._wanted_high
-        lower = wire is not None and wanted is not None and wanted < wire
-        if lower and files.number(self._usage) < (wire or 0):
-            return self._crossed
-        return own.get("high", 0)
+        self._place_high()
+
+    def hold_now(self) -> bool:
+        """After `reclaim`, of a frozen payload: held if it still uses more than the wire allows."""
+        self._place_high()  # a change of the limit may have come in between
+        self._held = self.beyond_wire() or self._held
+        return self._held
 
     def release(self) -> bool:
         held, self._held = self._held, False
@@ -193,7 +191,7 @@ class Memory:
             limit_hits=own.get("max", 0),
             oom=own.get("oom", 0),
             oom_kills=self._kills(),
-            high=self._crossings(own),
+            high=own.get("high", 0),
             under_oom=self._held,
         )
 

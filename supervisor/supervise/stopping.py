@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 KILL_PATIENCE = 5.0
 """Seconds for the tree to vanish after SIGKILL, before the init itself is killed."""
 
+RELAY = 0.02
+"""Seconds for the init to pass a signal on."""
+
 
 def signal_number(name: str) -> int:
     """ "TERM" or "SIGTERM" as a number (the configuration has checked it)."""
@@ -32,6 +35,7 @@ async def end(run: Run, hurry: trio.Event) -> None:
     if not hurry.is_set():
         stop = run.spec.stop
         run.send_signal(stop.signal)
+        await _let_go(run)
         with trio.move_on_after(stop.grace):
             await hurry.wait()
     kill(run)
@@ -52,6 +56,23 @@ def kill(run: Run) -> None:
     except KernelError as error:
         run.warn(f"cannot kill by the cgroup, killing the init instead: {error}")
         run.container.send_signal(signal.SIGKILL)
+
+
+async def _let_go(run: Run) -> None:
+    """Who sleeps at the memory limit hears no signal either, but heeds it first when he wakes.
+
+    On v2 what lies above the trip wire is his to end with; on v1 there is nothing, and the OOM
+    killer may come before the job has ended by itself.
+    """
+    try:
+        if not run.held or not run.cgroup.counters().under_oom:
+            return
+        await trio.sleep(RELAY)
+        run.held = False
+        run.subscription.update(run.limits, held=False)
+        run.cgroup.hold_at_limit(False)
+    except KernelError as error:
+        run.warn(f"cannot let the held job go on: {error}")
 
 
 def _thaw(run: Run) -> None:

@@ -37,6 +37,9 @@ OOM_DELAYS = tuple(0.001 * 2**n for n in range(10))
 PIDS_DELAYS = tuple(min(0.05 * 2**n, 5.0) for n in range(8))
 """Seconds; the last one is repeated while the job lives: v1 tells of the first refusal only."""
 
+RETRY = 0.5
+"""Seconds until a hold that failed, for want of descriptors say, is tried again."""
+
 NEAR = 8
 """A job uses this fraction less than its limit, or more, when it sleeps there."""
 
@@ -81,6 +84,8 @@ class Subscription:
         self._sending: trio.CancelScope | None = None
         self._oom_watch: trio.CancelScope | None = None
         self._pids_watch: trio.CancelScope | None = None
+        self._at_wire = False
+        self._crossed = False
         self.notifications = cgroup.notifications
         self.watches: list[int] = []
         self.alarms: list[int] = []
@@ -145,11 +150,8 @@ class Subscription:
         now = self._read()
         if self._asleep_below(now):
             now = evolve(now, counters=evolve(now.counters, under_oom=False))
-        frozen = False
-        if wire_crossed(self._known, now, held=self._held):
-            now = self._freeze()
-            frozen = now.counters.under_oom
-        reached = frozen or limit_reached(self._known, now, held=self._held)
+        crossed = wire_crossed(self._known, now, held=self._held)
+        reached = limit_reached(self._known, now, held=self._held)
         at = time.time()
         events = further_events(self._known, now, self._limits, at)
         if reached and self._limits.memory is not None:
@@ -157,6 +159,8 @@ class Subscription:
         self._known = self._known.after(now, told=reached, held=self._held)
         for event in events:
             self._emit(event)
+        if crossed:
+            self._stop_at_wire()
         if now.alarmed:
             self._watch_oom()
         if now.counters.refused and not self._tells_refusals and self._pids_watch is None:
@@ -200,13 +204,29 @@ class Subscription:
             return Reading(counters, populated, alarmed=True)
         return Reading(counters, populated)
 
-    def _freeze(self) -> Reading:
-        """Hold the job at v2's trip wire.  Undone where the cgroup says it is not armed."""
-        self._cgroup.freeze()
-        now = self._read()
-        if not now.counters.under_oom:
-            self._cgroup.thaw()
-        return now
+    def _stop_at_wire(self) -> None:
+        self._crossed = True
+        if not self._at_wire:
+            self._at_wire = True
+            self._watcher.start(self._while_beyond_wire, trio.CancelScope())
+
+    async def _while_beyond_wire(self, scope: trio.CancelScope) -> None:
+        """Hold the job at v2's trip wire if it has to be; again if it was crossed meanwhile.
+
+        In a thread, because the kernel may have to write to swap or disk before it can tell.
+        """
+        with scope:
+            while self._crossed and not self._gone:
+                self._crossed = False
+                try:
+                    await trio.to_thread.run_sync(self._cgroup.try_hold)
+                except KernelError as error:
+                    if not self._gone:
+                        self._failed(error)
+                        await trio.sleep(RETRY)
+                    self._crossed = True
+                self.recheck()
+        self._at_wire = False
 
     def _memory_limit(self, now: Reading, at: float, limit: int) -> MemoryLimit:
         usage = self._cgroup.usage().memory

@@ -211,7 +211,7 @@ def until_held(job: JobCgroup) -> bool:
     def held() -> bool:
         counters = job.counters()
         if counters.high and not counters.under_oom:
-            job.freeze()
+            job.try_hold()
         return job.counters().under_oom
 
     return files.until(held, 30)

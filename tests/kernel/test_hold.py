@@ -1,14 +1,28 @@
-"""A job that is raised more than once: each limit it comes to is told, and none that it left."""
+"""Jobs at their memory limit: who is held there, how they go on, and how they end."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support import host, policies
+from tests.support.batch import Batch
+from tests.support.command import ROOT, State
 
 pytestmark = pytest.mark.kernel
 
 MIB = 1 << 20
+CACHE = 64 * MIB
+"""As much as goes through the page cache: the disk that CI's guests have."""
 
 CONFIG = """
 {table}
@@ -43,3 +57,230 @@ def test_every_limit_on_the_way_up_is_met_once(supervise, tmp_state, tmp_path, s
         # no raise without need: what it used in the end was more than the limit before the last
         assert record["memory"]["peak"] > limits[-2] * 7 / 8
         assert record["memory"]["oom_kills"] == 0
+
+
+# Whoever takes memory is held, and goes on as the same process.
+
+WAYS = {
+    "steps": "b = [bytes(1 << 16) + bytes([n % 256]) for n in range(640)]",
+    "pages": """
+m = mmap.mmap(-1, 40 << 20)
+for at in range(0, 40 << 20, 4096):
+    m[at] = 1
+""",
+    "one call": "mmap.mmap(-1, 40 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x8000)",
+    "one write": """
+f = os.memfd_create("f")
+os.writev(f, [bytes(1 << 16)] * 640)
+""",
+    "pipes": """
+pairs = [os.pipe() for _ in range(40)]
+for _, end in pairs:
+    fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 1 << 20)
+    os.write(end, bytes(1 << 20))
+""",
+    "many": """
+r, w = os.pipe()
+children = []
+for _ in range(24):
+    children.append(os.fork())
+    if not children[-1]:
+        b = bytes(1 << 20) + bytes(1 << 20)
+        os.close(w)
+        os.read(r, 1)
+        os._exit(0)
+os.close(w)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+""",
+}
+"""How 40 MiB and more are taken: the kernel charges each in another place."""
+
+
+def command(way: str) -> str:
+    code = f"import fcntl, mmap, os\nbegan = os.getpid()\n{way}\nprint(began == os.getpid())"
+    return json.dumps([sys.executable, "-I", "-S", "-c", code])
+
+
+def test_whatever_takes_memory_is_held_and_goes_on(batch: Batch) -> None:
+    jobs = "".join(f'[jobs."{n.replace(" ", "-")}"]\ncommand = {command(WAYS[n])}\n' for n in WAYS)
+    result = batch.run(
+        jobs,
+        top="capacity = { jobs = 2 }",
+        defaults="""limits = { memory = "16M", swap = 0 }
+        timeout = "100s"
+        on_memory_limit = { action = "raise", to = "256M" }""",
+    )
+    assert result.status == 0, result.done.stderr
+    assert len(result.runs) == len(WAYS)
+    for record in result.runs:
+        assert record["memory"]["oom_kills"] == 0 and record["attempt"] == 1, record
+        values = [change["value"] for change in record["memory"]["limit_history"]]
+        assert values == [16 * MIB, 256 * MIB], record
+        assert batch.output(record) == "True\n"
+
+
+def test_a_limit_below_what_its_start_takes(batch: Batch) -> None:
+    """The job is held before its first instruction, or killed there: never lost, never hung."""
+    raised = 'on_memory_limit = { action = "raise", to = "64M" }'
+    small = 'command = "true"\nlimits = { memory = "64K", swap = 0 }'
+    result = batch.run(f"[jobs.raised]\n{small}\n{raised}\n[jobs.killed]\n{small}\n")
+    assert result.reasons == {"raised": "succeeded", "killed": "oom"}, result.done.stderr
+    assert result["raised"]["memory"]["oom_kills"] == 0
+
+
+# Who only reads and writes files is held by nobody: the kernel takes the page cache back.
+
+
+@contextmanager
+def cold_file(directory: Path) -> Iterator[Path]:
+    """A file of CACHE bytes of which nothing is in memory."""
+    disk, path = Path("/dev/vda"), directory / "big"
+    if disk.is_block_device() and host.in_guest():
+        path = disk
+    elif subprocess.check_output(["stat", "-f", "-c", "%T", directory], text=True) == "tmpfs\n":
+        pytest.skip("needs a directory that is not in memory (TMPDIR), or a guest with --disk 64M")
+    else:
+        with path.open("wb") as file:
+            for _ in range(CACHE // MIB):
+                file.write(bytes(MIB))
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("way", ["cat >/dev/null", "head -c 64M /dev/zero >&0"])
+def test_page_cache_is_no_reason_to_hold(tmp_state: State, tmp_path: Path, way: str) -> None:
+    record = tmp_path / "record.json"
+    argv = [sys.executable, "-m", "supervisor", "run", "--memory", "16M", "--swap", "0",
+            "--on-memory-limit", "raise:256M", "--record", record, "--", "sh", "-c",
+            way]  # fmt: skip
+    environment = {**os.environ, **tmp_state.environment, "PYTHONPATH": str(ROOT)}
+    with cold_file(tmp_path) as path, path.open("r+b") as file:
+        done = subprocess.run(argv, stdin=file, env=environment, timeout=100, check=False)
+    found: dict[str, Any] = json.loads(record.read_text())
+    assert done.returncode == 0, found
+    assert len(found["memory"]["limit_history"]) == 1
+    assert found["memory"]["oom_kills"] == 0
+    assert found["memory"]["peak"] > 14 * MIB  # or it never came near the limit
+    told = {one["source"].rpartition("/")[2]: one["what"] for one in found["evidence"]}
+    if "memory.events.local" in told:
+        assert " high 0 " not in told["memory.events.local"]
+
+
+# How a held job ends.
+
+GROW = "b = []\nwhile True:\n    b.append(bytes(1 << 16) + b'x')"
+HELD = f"""
+[jobs.held]
+command = {command(GROW)}
+limits = {{ memory = "24M", swap = 0 }}
+stop = {{ grace = "50s" }}
+"""
+
+
+def test_no_answer_is_an_oom_with_its_evidence(batch: Batch, tmp_path: Path) -> None:
+    """A policy that hangs counts as one that says nothing, when its time is over."""
+    path = policies.plugin(
+        tmp_path,
+        "hangs",
+        """
+        @hookimpl
+        def on_memory_limit(job, event):
+            time.sleep(1000)
+        """,
+    )
+    result = batch.run(HELD, top=f'plugins = ["{path}"]')
+    record = result["held"]
+    assert (record["reason"], record["signal"]) == ("oom", 9)
+    assert record["memory"]["oom_kills"] >= 1
+    assert any("oom_kill" in one["what"] for one in record["evidence"])
+
+
+def test_a_held_job_hears_its_stop_signal(batch: Batch) -> None:
+    """By a policy that ends it: long before the grace is over, and by that signal."""
+    result = batch.run(HELD + 'on_memory_limit = { action = "kill", why = "enough" }')
+    record = result["held"]
+    assert (record["reason"], record["signal"]) == ("policy", signal.SIGTERM)
+    assert record["wall_seconds"] < 45
+
+
+@pytest.mark.v2
+def test_a_held_job_has_room_to_end_with(batch: Batch) -> None:
+    """What is above the trip wire: on v1 a handler that needs memory finds none."""
+    handler = (
+        "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(len(bytes(1 << 17)) >> 17))\n"
+    )
+    result = batch.run(
+        f"[jobs.held]\ncommand = {command(handler + GROW)}\n"
+        'limits = { memory = "64M", swap = 0 }\nstop = { grace = "50s" }\n'
+        'on_memory_limit = { action = "kill" }\n'
+    )
+    record = result["held"]
+    assert (record["reason"], record["exit_code"]) == ("policy", 1), record
+
+
+def waiting(directory: Path) -> str:
+    """A policy that takes its time, so that the job stays held."""
+    return policies.plugin(
+        directory,
+        "slow",
+        """
+        @hookimpl
+        async def on_memory_limit(job, event):
+            await trio.sleep(4)
+            return RaiseLimit("memory", 2**30)
+        """,
+    )
+
+
+def test_a_stop_while_a_policy_thinks_about_a_held_job(batch: Batch, tmp_path: Path) -> None:
+    with batch.start(HELD, top=f'plugins = ["{waiting(tmp_path)}"]') as running:
+        running.wait_for("reached its memory limit of .*, held")
+        running.signal(signal.SIGTERM)
+        result = running.finish()
+    record = result["held"]
+    assert (record["reason"], record["signal"]) == ("stopped", signal.SIGTERM)
+    assert record["wall_seconds"] < 45
+
+
+def test_a_job_left_held_by_a_killed_supervisor_is_ended_by_the_next(
+    batch: Batch, tmp_path: Path
+) -> None:
+    batch.write(HELD, top=f'plugins = ["{waiting(tmp_path)}"]')
+    process = batch.supervise.start(batch.path, "--json")
+    assert process.stderr is not None
+    with process:
+        for line in process.stderr:
+            if "reached its memory limit" in line:
+                break
+        process.kill()
+    result = batch.run('[jobs.next]\ncommand = "true"\n')
+    assert result.reasons == {"next": "succeeded"}
+    assert "left behind" in result.done.stderr
+
+
+def test_a_swarm_that_takes_memory_is_held_raised_and_ended(batch: Batch) -> None:
+    """Each of them forks and takes more: one raise, then nobody has more to give."""
+    swarm = """
+b = []
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+    b.append(bytes(1 << 18) + b'x')
+"""
+    result = batch.run(
+        f"[jobs.swarm]\ncommand = {command(swarm)}\n"
+        'limits = { memory = "24M", swap = 0, pids = 24 }\ntimeout = "100s"\n'
+        'on_memory_limit = { action = "raise", to = "48M" }\n'
+    )
+    record = result["swarm"]
+    assert record["reason"] == "oom", record
+    values = [change["value"] for change in record["memory"]["limit_history"]]
+    assert values == [24 * MIB, 48 * MIB]

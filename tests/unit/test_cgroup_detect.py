@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from supervisor.cgroup import delegate, detect, files, parts, v2
+from supervisor.cgroup.api import JobCgroup
 from supervisor.errors import KernelError, LimitError
 from supervisor.linux import proc
 from supervisor.model.limits import IoLimit, Limits
@@ -322,18 +325,101 @@ def test_the_v2_trip_wire_holds_and_lets_go(
     job.apply(Limits(memory=64 * MIB))
     job.hold_at_limit(True)
     assert tree.get(f"{job.path}/memory.high") == str(60 * MIB)
-    tree.count(f"{job.path}/memory.events.local", "high")
-    job.freeze()
-    assert job.counters().under_oom
+    tree.put(f"{job.path}/memory.current", str(60 * MIB))
+    assert not job.try_hold()
+    tree.put(f"{job.path}/memory.current", str(61 * MIB))
+    assert job.try_hold() and job.counters().under_oom
+    assert tree.get(f"{job.path}/cgroup.freeze") == "1"
     job.change("memory", 128 * MIB)
     assert not job.counters().under_oom
     assert tree.get(f"{job.path}/cgroup.freeze") == "0"
     assert tree.get(f"{job.path}/memory.high") == str(120 * MIB)
-    job.freeze()
-    assert not job.counters().under_oom  # not crossed since the wire was moved
-    job.thaw()
+    assert not job.try_hold()
+    tree.put(f"{job.path}/memory.current", str(121 * MIB))
+    assert job.try_hold()
     job.hold_at_limit(False)
     assert tree.get(f"{job.path}/memory.high") == "max"
+    assert tree.get(f"{job.path}/cgroup.freeze") == "0"
+    assert not job.try_hold()
+
+
+def at_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Hierarchies, JobCgroup]:
+    """A run of 64 MiB that uses 62 of them."""
+    tree = grow(tmp_path, monkeypatch, (), ALL)
+    job = manager(tree).create("run")
+    job.apply(Limits(memory=64 * MIB))
+    job.hold_at_limit(True)
+    tree.put(f"{job.path}/memory.current", str(62 * MIB))
+    return tree, job
+
+
+def instead_of_reclaim(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    monkeypatch.setattr(v2.Memory, "reclaim", lambda memory: act())
+
+
+def test_nobody_is_held_for_what_the_kernel_can_reclaim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, job = at_wire(tmp_path, monkeypatch)
+
+    def reclaim() -> None:
+        assert tree.get(f"{job.path}/cgroup.freeze") == "1"  # or it would go on taking
+        tree.put(f"{job.path}/memory.current", str(59 * MIB))
+
+    instead_of_reclaim(monkeypatch, reclaim)
+    assert not job.try_hold()
+    assert not job.counters().under_oom
+    assert tree.get(f"{job.path}/cgroup.freeze") == "0"
+
+
+def test_a_raise_while_the_kernel_reclaims_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, job = at_wire(tmp_path, monkeypatch)
+
+    def meanwhile() -> None:
+        job.change("memory", 128 * MIB)
+        tree.put(f"{job.path}/memory.high", str(60 * MIB))  # reclaim wrote it after the raise
+
+    instead_of_reclaim(monkeypatch, meanwhile)
+    assert not job.try_hold()
+    assert tree.get(f"{job.path}/memory.high") == str(120 * MIB)
+    assert tree.get(f"{job.path}/cgroup.freeze") == "0"
+
+
+def test_a_job_that_a_policy_froze_stays_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the kernel finds room in it, or the limit is raised, or it is let go."""
+    tree, job = at_wire(tmp_path, monkeypatch)
+    instead_of_reclaim(monkeypatch, job.freeze)
+    assert job.try_hold()
+    job.change("memory", 128 * MIB)
+    assert tree.get(f"{job.path}/cgroup.freeze") == "1"
+    job.hold_at_limit(False)
+    assert not job.try_hold()
+    assert tree.get(f"{job.path}/cgroup.freeze") == "1"
+    job.thaw()
+    assert tree.get(f"{job.path}/cgroup.freeze") == "0"
+
+
+def test_a_hold_that_failed_half_way_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Usage may be below the wire by then: it would stay frozen for ever."""
+    tree, job = at_wire(tmp_path, monkeypatch)
+
+    def fail() -> None:
+        tree.put(f"{job.path}/memory.current", str(59 * MIB))
+        raise KernelError("write", f"{job.path}/memory.high", errno.EMFILE)
+
+    with monkeypatch.context() as patch:
+        instead_of_reclaim(patch, fail)
+        with pytest.raises(KernelError):
+            job.try_hold()
+    assert tree.get(f"{job.path}/cgroup.freeze") == "1"
+    assert not job.try_hold()
+    assert tree.get(f"{job.path}/cgroup.freeze") == "0"
 
 
 @pytest.mark.parametrize("limit", [4096, 3 * MIB, 64 * MIB, 1 << 40])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import define, evolve
+from attrs import define, evolve, field
 from trio.testing import wait_all_tasks_blocked
 
 from supervisor.cgroup.api import Counters, Notification
@@ -39,7 +39,8 @@ class Told(FakeJob):
 
     notes: tuple[Notification, ...] = ()
     failure: int = 0
-    froze: int = 0
+    tried: int = 0
+    while_trying: list[Callable[[], None]] = field(factory=list)
 
     @property
     def notifications(self) -> tuple[Notification, ...]:
@@ -53,10 +54,12 @@ class Told(FakeJob):
     def count(self, **changes: Any) -> None:
         self.counted = evolve(self.counted, **changes)
 
-    def freeze(self) -> None:
-        self.froze += 1
-        super().freeze()
+    def try_hold(self) -> bool:
+        self.tried += 1
+        if self.while_trying:
+            self.while_trying.pop()()
         self.count(under_oom=self.holds)
+        return self.holds
 
     def touch(self, name: str = "memory.events") -> None:
         """The kernel has changed a file."""
@@ -335,9 +338,10 @@ async def test_a_job_is_frozen_at_the_trip_wire(watcher: Watcher, job: Callable[
     event = await next_event(subscription)
     assert isinstance(event, MemoryLimit)
     assert event.held
-    assert one.froze == 1
+    assert one.tried == 1
     one.count(high=2)  # another task on its way to the freezer
     subscription.recheck()
+    await wait_all_tasks_blocked()
     nothing(subscription)
     one.count(under_oom=False)
     subscription.update(Limits(memory=2 << 20), held=True)
@@ -345,18 +349,77 @@ async def test_a_job_is_frozen_at_the_trip_wire(watcher: Watcher, job: Callable[
     subscription.recheck()
     event = await next_event(subscription)
     assert isinstance(event, MemoryLimit)
-    assert (event.limit, one.froze) == (2 << 20, 2)
+    assert (event.limit, one.tried) == (2 << 20, 2)
 
 
-async def test_a_job_that_is_not_armed_is_not_left_frozen(
+async def until_tried(one: Told, times: int) -> None:
+    with trio.fail_after(30):
+        while one.tried < times:
+            await trio.sleep(0.001)
+
+
+async def test_a_job_that_the_kernel_finds_room_for_is_told_of_to_nobody(
     watcher: Watcher, job: Callable[..., Told]
 ) -> None:
     one = job()
     subscription = watcher.subscribe(one, LIMITS, held=True)
+    for high in (1, 2):
+        one.count(oom=0, high=high)
+        subscription.recheck()
+        await until_tried(one, high)
+    nothing(subscription)
+
+
+async def test_a_wire_crossed_while_a_hold_is_tried_is_tried_again(
+    watcher: Watcher, job: Callable[..., Told]
+) -> None:
+    one = job()
+    subscription = watcher.subscribe(one, LIMITS, held=True)
+
+    def meanwhile() -> None:
+        one.count(high=2)
+        one.holds = True
+        trio.from_thread.run_sync(subscription.recheck)
+
+    one.while_trying.append(meanwhile)
     one.count(oom=0, high=1)
     subscription.recheck()
-    nothing(subscription)
-    assert (one.froze, one.frozen) == (1, False)
+    assert isinstance(await next_event(subscription), MemoryLimit)
+
+
+async def test_a_hold_that_fails_is_told_and_tried_again(
+    watcher: Watcher, job: Callable[..., Told]
+) -> None:
+    one = job()
+    one.holds = True
+    subscription = watcher.subscribe(one, LIMITS, held=True)
+
+    def fail() -> None:
+        raise KernelError("write", one.path, errno.EMFILE)
+
+    one.while_trying.append(fail)
+    one.count(oom=0, high=1)
+    subscription.recheck()
+    assert isinstance(await next_event(subscription), MemoryLimit)
+    assert one.tried == 2
+    assert any(os.strerror(errno.EMFILE) in text for text in watcher.blind)
+
+
+async def test_the_end_of_a_job_while_a_hold_is_tried_is_quiet(
+    watcher: Watcher, job: Callable[..., Told]
+) -> None:
+    one = job()
+    subscription = watcher.subscribe(one, LIMITS, held=True)
+
+    def end() -> None:
+        trio.from_thread.run_sync(subscription.close)
+        raise KernelError("write", one.path, errno.ENOENT)
+
+    one.while_trying.append(end)
+    one.count(oom=0, high=1)
+    subscription.recheck()
+    assert [event async for event in subscription.events] == []
+    assert one.tried == 1
 
 
 class Wakes(trio.abc.Instrument):
