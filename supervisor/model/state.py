@@ -34,7 +34,9 @@ class State(StrEnum):
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.STARTING, State.ENDED}),
-    State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.ENDED, State.BACKOFF}),
+    State.STARTING: frozenset(
+        {State.RUNNING, State.HELD, State.FROZEN, State.STOPPING, State.ENDED, State.BACKOFF}
+    ),
     State.RUNNING: frozenset(
         {State.HELD, State.FROZEN, State.STOPPING, State.ENDED, State.BACKOFF}
     ),

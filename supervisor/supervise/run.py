@@ -93,6 +93,7 @@ class Run:
         self._state = State.STARTING
         self._hurry = trio.Event()
         self._frozen = False
+        self._seen_all = trio.Event()
         self._timers: trio.Nursery | None = None
         self.gauges: list[Gauge] = []
         self.cgroup: JobCgroup
@@ -102,7 +103,12 @@ class Run:
     async def execute(self) -> RunRecord:
         """Run it.  Raises nothing but cancellation; however it ends, nothing is left behind."""
         try:
-            async with self._storage() as storage, self._cgroup(), self._container(storage):
+            async with (
+                self._storage() as storage,
+                self._cgroup(),
+                self._followed(),
+                self._container(storage),
+            ):
                 status = await self._live()
                 record = ending.conclude(self, storage, status)
         except SupervisorError as error:
@@ -213,6 +219,21 @@ class Run:
             self.emit("cleanup_failed", text=str(error))
 
     @asynccontextmanager
+    async def _followed(self) -> AsyncIterator[None]:
+        """Events are followed from before the clone: a limit can be reached before exec."""
+        failed = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow)
+            try:
+                yield
+            except SupervisorError as error:
+                failed = error  # not in a group, which is what a nursery would make of it
+            finally:
+                self.subscription.close()
+        if failed is not None:
+            raise failed
+
+    @asynccontextmanager
     async def _container(self, storage: Storage) -> AsyncIterator[None]:
         """The container, its command exec'ed; every process of it is gone at the end."""
         shared = self.shared
@@ -234,8 +255,8 @@ class Run:
     async def _live(self) -> ExitStatus | Lost:
         """From exec to the end of the last process, with everybody who watches and decides."""
         async with trio.open_nursery() as nursery:
-            self.set_state(State.RUNNING)
-            nursery.start_soon(self._follow)
+            if self._state is State.STARTING:
+                self.set_state(State.RUNNING)
             nursery.start_soon(self.handle, Started(time.time(), self.payload))
             async with trio.open_nursery() as self._timers:
                 for timer in (self._wall_time, self._cpu_time, self._ticks):
@@ -250,11 +271,13 @@ class Run:
             self._timers = None
             self.subscription.recheck()  # the last process is gone: these are the final counters
             self.subscription.close()  # ends `_follow` once it has seen them
+            await self._seen_all.wait()
         return status
 
     async def _follow(self) -> None:
         async for event in self.subscription.events:
             await self.handle(event)
+        self._seen_all.set()
 
     async def handle(self, event: Event) -> None:
         """Write an event down, let the policies decide, and do what they say."""
@@ -334,6 +357,8 @@ class Run:
         self.set_state(State.STOPPING)
         if self._timers is not None:
             self._timers.start_soon(stopping.end, self, self._hurry)
+        elif stopping.is_held(self):
+            stopping.kill(self)  # it would never come to run
 
     def _killed_already(self) -> bool:
         try:

@@ -58,17 +58,25 @@ def kill(run: Run) -> None:
         run.container.send_signal(signal.SIGKILL)
 
 
+def is_held(run: Run) -> bool:
+    """Whether its processes sleep at the memory limit."""
+    try:
+        return run.held and run.cgroup.counters().under_oom
+    except KernelError:
+        return False  # the cgroup is gone, and nobody in it
+
+
 async def _let_go(run: Run) -> None:
     """Who sleeps at the memory limit hears no signal either, but heeds it first when he wakes.
 
     On v2 what lies above the trip wire is his to end with; on v1 there is nothing, and the OOM
     killer may come before the job has ended by itself.
     """
+    if not is_held(run):
+        return
+    await trio.sleep(RELAY)
+    run.held = False
     try:
-        if not run.held or not run.cgroup.counters().under_oom:
-            return
-        await trio.sleep(RELAY)
-        run.held = False
         run.subscription.update(run.limits, held=False)
         run.cgroup.hold_at_limit(False)
     except KernelError as error:

@@ -96,6 +96,9 @@ for child in children:
 }
 """How 40 MiB and more are taken: the kernel charges each in another place."""
 
+V1_FAILS = ("one call", "one write", "pipes")
+"""v1's kernel holds who touches memory; a system call that needs some fails there, or does less."""
+
 
 def command(way: str) -> str:
     code = f"import fcntl, mmap, os\nbegan = os.getpid()\n{way}\nprint(began == os.getpid())"
@@ -103,7 +106,8 @@ def command(way: str) -> str:
 
 
 def test_whatever_takes_memory_is_held_and_goes_on(batch: Batch) -> None:
-    jobs = "".join(f'[jobs."{n.replace(" ", "-")}"]\ncommand = {command(WAYS[n])}\n' for n in WAYS)
+    ways = [way for way in WAYS if way not in V1_FAILS or not host.lacks_version("v2")]
+    jobs = "".join(f'[jobs."{n.replace(" ", "-")}"]\ncommand = {command(WAYS[n])}\n' for n in ways)
     result = batch.run(
         jobs,
         top="capacity = { jobs = 2 }",
@@ -112,7 +116,7 @@ def test_whatever_takes_memory_is_held_and_goes_on(batch: Batch) -> None:
         on_memory_limit = { action = "raise", to = "256M" }""",
     )
     assert result.status == 0, result.done.stderr
-    assert len(result.runs) == len(WAYS)
+    assert len(result.runs) == len(ways)
     for record in result.runs:
         assert record["memory"]["oom_kills"] == 0 and record["attempt"] == 1, record
         values = [change["value"] for change in record["memory"]["limit_history"]]
@@ -261,7 +265,7 @@ def test_a_job_left_held_by_a_killed_supervisor_is_ended_by_the_next(
         process.kill()
     result = batch.run('[jobs.next]\ncommand = "true"\n')
     assert result.reasons == {"next": "succeeded"}
-    assert "left behind" in result.done.stderr
+    assert any("left behind" in entry["text"] for entry in batch.entries("warning"))
 
 
 def test_a_swarm_that_takes_memory_is_held_raised_and_ended(batch: Batch) -> None:

@@ -353,8 +353,29 @@ def at_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Hierarchie
     return tree, job
 
 
-def instead_of_reclaim(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    monkeypatch.setattr(v2.Memory, "reclaim", lambda memory: act())
+def at_reclaim(
+    tree: Hierarchies, job: JobCgroup, patch: pytest.MonkeyPatch, act: Callable[[], object]
+) -> None:
+    """`act` in the kernel's place, when the payload has been frozen for it."""
+
+    def reclaim(_memory: v2.Memory) -> None:
+        if tree.get(f"{job.path}/cgroup.freeze") == "1":
+            act()
+
+    patch.setattr(v2.Memory, "reclaim", reclaim)
+
+
+def test_who_reads_files_is_not_even_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, job = at_wire(tmp_path, monkeypatch)
+
+    def reclaim(_memory: v2.Memory) -> None:
+        assert tree.get(f"{job.path}/cgroup.freeze") == "0"
+        tree.put(f"{job.path}/memory.current", str(59 * MIB))
+
+    monkeypatch.setattr(v2.Memory, "reclaim", reclaim)
+    assert not job.try_hold()
 
 
 def test_nobody_is_held_for_what_the_kernel_can_reclaim(
@@ -363,10 +384,9 @@ def test_nobody_is_held_for_what_the_kernel_can_reclaim(
     tree, job = at_wire(tmp_path, monkeypatch)
 
     def reclaim() -> None:
-        assert tree.get(f"{job.path}/cgroup.freeze") == "1"  # or it would go on taking
         tree.put(f"{job.path}/memory.current", str(59 * MIB))
 
-    instead_of_reclaim(monkeypatch, reclaim)
+    at_reclaim(tree, job, monkeypatch, reclaim)
     assert not job.try_hold()
     assert not job.counters().under_oom
     assert tree.get(f"{job.path}/cgroup.freeze") == "0"
@@ -381,7 +401,7 @@ def test_a_raise_while_the_kernel_reclaims_wins(
         job.change("memory", 128 * MIB)
         tree.put(f"{job.path}/memory.high", str(60 * MIB))  # reclaim wrote it after the raise
 
-    instead_of_reclaim(monkeypatch, meanwhile)
+    at_reclaim(tree, job, monkeypatch, meanwhile)
     assert not job.try_hold()
     assert tree.get(f"{job.path}/memory.high") == str(120 * MIB)
     assert tree.get(f"{job.path}/cgroup.freeze") == "0"
@@ -392,7 +412,7 @@ def test_a_job_that_a_policy_froze_stays_frozen(
 ) -> None:
     """Whether the kernel finds room in it, or the limit is raised, or it is let go."""
     tree, job = at_wire(tmp_path, monkeypatch)
-    instead_of_reclaim(monkeypatch, job.freeze)
+    at_reclaim(tree, job, monkeypatch, job.freeze)
     assert job.try_hold()
     job.change("memory", 128 * MIB)
     assert tree.get(f"{job.path}/cgroup.freeze") == "1"
@@ -414,7 +434,7 @@ def test_a_hold_that_failed_half_way_is_not_forgotten(
         raise KernelError("write", f"{job.path}/memory.high", errno.EMFILE)
 
     with monkeypatch.context() as patch:
-        instead_of_reclaim(patch, fail)
+        at_reclaim(tree, job, patch, fail)
         with pytest.raises(KernelError):
             job.try_hold()
     assert tree.get(f"{job.path}/cgroup.freeze") == "1"
