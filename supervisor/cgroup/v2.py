@@ -5,6 +5,7 @@ For this package only.  Twin of `v1`: the same parts, other files.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -26,16 +27,21 @@ from supervisor.model.limits import IoLimit
 _IO_KEYS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
 
 
+HEADROOM = 4.0
+"""Seconds; see `trip_wire`."""
+
+
 def trip_wire(limit: int) -> int:
     """Where memory.high stands below a memory.max of `limit` bytes, so that a job can be held.
 
-    Past it each task is slowed down on its way out of the kernel (mm/memcontrol.c,
-    mem_cgroup_handle_over_high), which leaves whoever watches the time to freeze the job.  What
-    lies between must take what one system call or the tasks' batches of 64 pages allocate in the
-    meantime: a sixteenth of the limit, at least 1 MiB, at most 64 MiB, never more than half.
+    A task that has taken 64 pages while it is above by r of memory.high sleeps for 64 r^2 seconds
+    (mm/memcontrol.c, calculate_high_delay), since kernel 5.18 inside of a system call too.  So n
+    such steps take a time that grows with n^3: the headroom is what one task needs HEADROOM
+    seconds for, which is how long whoever watches may take to hold it and to decide.
     """
-    headroom = min(max(limit // 16, 1 << 20), 64 << 20, limit // 2)
-    return (limit - headroom) // PAGE * PAGE
+    step = 64 * PAGE
+    headroom = round(math.cbrt(HEADROOM * 3 / 64 * step * limit * limit))
+    return (limit - min(headroom, limit // 2)) // PAGE * PAGE
 
 
 def unprotected(base: str, mount: str, low: int) -> list[Missing]:

@@ -55,7 +55,7 @@ def test_every_limit_on_the_way_up_is_met_once(supervise, tmp_state, tmp_path, s
         assert limits[0] == 8 * MIB and len(limits) >= 3, record
         assert limits == [8 * MIB << n for n in range(len(limits))]
         # no raise without need: what it used in the end was more than the limit before the last
-        assert record["memory"]["peak"] > limits[-2] * 7 / 8
+        assert record["memory"]["peak"] > limits[-2] * 3 / 4
         assert record["memory"]["oom_kills"] == 0
 
 
@@ -82,14 +82,21 @@ for _, end in pairs:
     "many": """
 r, w = os.pipe()
 children = []
-for _ in range(24):
+for _ in range(10):
     children.append(os.fork())
     if not children[-1]:
-        b = bytes(1 << 20) + bytes(1 << 20)
         os.close(w)
-        os.read(r, 1)
+        os.read(r, 1)  # until all are there
+        b = mmap.mmap(-1, 4 << 20)
+        for at in range(0, 4 << 20, 4096):
+            b[at] = 1
+        os.kill(os.getpid(), 19)  # with all of it
         os._exit(0)
 os.close(w)
+for child in children:
+    assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+for child in children:
+    os.kill(child, 18)
 for child in children:
     assert os.waitpid(child, 0)[1] == 0
 """,
@@ -111,7 +118,8 @@ def test_whatever_takes_memory_is_held_and_goes_on(batch: Batch) -> None:
     result = batch.run(
         jobs,
         top="capacity = { jobs = 2 }",
-        defaults="""limits = { memory = "16M", swap = 0 }
+        defaults="""hide = "nothing"
+        limits = { memory = "16M", swap = 0 }
         timeout = "100s"
         on_memory_limit = { action = "raise", to = "256M" }""",
     )
@@ -170,7 +178,7 @@ def test_page_cache_is_no_reason_to_hold(tmp_state: State, tmp_path: Path, way: 
     assert done.returncode == 0, found
     assert len(found["memory"]["limit_history"]) == 1
     assert found["memory"]["oom_kills"] == 0
-    assert found["memory"]["peak"] > 14 * MIB  # or it never came near the limit
+    assert found["memory"]["peak"] > 13 * MIB  # or it never came near the limit
     told = {one["source"].rpartition("/")[2]: one["what"] for one in found["evidence"]}
     if "memory.events.local" in told:
         assert " high 0 " not in told["memory.events.local"]
@@ -182,6 +190,7 @@ GROW = "b = []\nwhile True:\n    b.append(bytes(1 << 16) + b'x')"
 HELD = f"""
 [jobs.held]
 command = {command(GROW)}
+hide = "nothing"
 limits = {{ memory = "24M", swap = 0 }}
 stop = {{ grace = "50s" }}
 """
@@ -280,7 +289,7 @@ while True:
     b.append(bytes(1 << 18) + b'x')
 """
     result = batch.run(
-        f"[jobs.swarm]\ncommand = {command(swarm)}\n"
+        f"[jobs.swarm]\ncommand = {command(swarm)}\nhide = 'nothing'\n"
         'limits = { memory = "24M", swap = 0, pids = 24 }\ntimeout = "100s"\n'
         'on_memory_limit = { action = "raise", to = "48M" }\n'
     )

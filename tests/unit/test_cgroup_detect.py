@@ -320,12 +320,13 @@ def test_the_v2_trip_wire_holds_and_lets_go(
 ) -> None:
     tree = grow(tmp_path, monkeypatch, (), ALL)
     job = manager(tree).create("run")
+    wire = v2.trip_wire(64 * MIB)
     job.hold_at_limit(True)
     assert tree.get(f"{job.path}/memory.high") == "max"  # no limit, no wire
     job.apply(Limits(memory=64 * MIB))
     job.hold_at_limit(True)
-    assert tree.get(f"{job.path}/memory.high") == str(60 * MIB)
-    tree.put(f"{job.path}/memory.current", str(60 * MIB))
+    assert tree.get(f"{job.path}/memory.high") == str(wire)
+    tree.put(f"{job.path}/memory.current", str(wire))
     assert not job.try_hold()
     tree.put(f"{job.path}/memory.current", str(61 * MIB))
     assert job.try_hold() and job.counters().under_oom
@@ -333,7 +334,7 @@ def test_the_v2_trip_wire_holds_and_lets_go(
     job.change("memory", 128 * MIB)
     assert not job.counters().under_oom
     assert tree.get(f"{job.path}/cgroup.freeze") == "0"
-    assert tree.get(f"{job.path}/memory.high") == str(120 * MIB)
+    assert tree.get(f"{job.path}/memory.high") == str(v2.trip_wire(128 * MIB))
     assert not job.try_hold()
     tree.put(f"{job.path}/memory.current", str(121 * MIB))
     assert job.try_hold()
@@ -372,7 +373,7 @@ def test_who_reads_files_is_not_even_stopped(
 
     def reclaim(_memory: v2.Memory) -> None:
         assert tree.get(f"{job.path}/cgroup.freeze") == "0"
-        tree.put(f"{job.path}/memory.current", str(59 * MIB))
+        tree.put(f"{job.path}/memory.current", str(50 * MIB))
 
     monkeypatch.setattr(v2.Memory, "reclaim", reclaim)
     assert not job.try_hold()
@@ -384,7 +385,7 @@ def test_nobody_is_held_for_what_the_kernel_can_reclaim(
     tree, job = at_wire(tmp_path, monkeypatch)
 
     def reclaim() -> None:
-        tree.put(f"{job.path}/memory.current", str(59 * MIB))
+        tree.put(f"{job.path}/memory.current", str(50 * MIB))
 
     at_reclaim(tree, job, monkeypatch, reclaim)
     assert not job.try_hold()
@@ -399,11 +400,11 @@ def test_a_raise_while_the_kernel_reclaims_wins(
 
     def meanwhile() -> None:
         job.change("memory", 128 * MIB)
-        tree.put(f"{job.path}/memory.high", str(60 * MIB))  # reclaim wrote it after the raise
+        tree.put(f"{job.path}/memory.high", str(58 * MIB))  # reclaim wrote it after the raise
 
     at_reclaim(tree, job, monkeypatch, meanwhile)
     assert not job.try_hold()
-    assert tree.get(f"{job.path}/memory.high") == str(120 * MIB)
+    assert tree.get(f"{job.path}/memory.high") == str(v2.trip_wire(128 * MIB))
     assert tree.get(f"{job.path}/cgroup.freeze") == "0"
 
 
@@ -430,7 +431,7 @@ def test_a_hold_that_failed_half_way_is_not_forgotten(
     tree, job = at_wire(tmp_path, monkeypatch)
 
     def fail() -> None:
-        tree.put(f"{job.path}/memory.current", str(59 * MIB))
+        tree.put(f"{job.path}/memory.current", str(50 * MIB))
         raise KernelError("write", f"{job.path}/memory.high", errno.EMFILE)
 
     with monkeypatch.context() as patch:
