@@ -230,6 +230,7 @@ def test_a_held_job_has_room_to_end_with(batch: Batch) -> None:
     )
     result = batch.run(
         f"[jobs.held]\ncommand = {command(handler + GROW)}\n"
+        'hide = "nothing"\n'
         'limits = { memory = "64M", swap = 0 }\nstop = { grace = "50s" }\n'
         'on_memory_limit = { action = "kill" }\n'
     )
