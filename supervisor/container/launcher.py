@@ -163,7 +163,12 @@ def launch(
     operations = [mounts.unpack(operation) for operation in request.operations]
     gate = os.pipe2(os.O_CLOEXEC) if request.user_map is not None else None
     flags = request.flags | constants.CLONE_PARENT | constants.CLONE_PIDFD
-    pid, pidfd = clone_init(flags, request)
+    try:
+        pid, pidfd = clone_init(flags, request)
+    except OSError:
+        for fd in gate or ():
+            os.close(fd)
+        raise
     if pid == 0:
         left = bounding.host if gate is None else bounding.user
         be_init(request, named, operations, control, gate, left)

@@ -211,6 +211,8 @@ LIMITS = (
             "Throttles, a second, on the device that holds `path`. On cgroup v1 not for what the "
             "kernel writes back from its cache by itself.",
             "none", '[{ path = "/srv", read_bps = "50M", write_iops = 500 }]', "io"),
+    Setting("limits.output", SWAP, "Bytes of stdout and stderr together; past them it is ended as "
+            "`output`.", "none", '"100M"', "output"),
     Setting("limits.open_files", _whole(3, 1073741816), "Open descriptors of each process.",
             "the supervisor's own", "1024", "open-files"),
 )  # fmt: skip
@@ -337,7 +339,7 @@ JOB = Table((
     Setting("expect", Kind("a reason: see verdicts.md", _reason, "REASON"),
             "The reason that counts as ended well.", '"succeeded"', '"timeout"', "expect"),
 ), frozenset({
-    "limits.disk", "limits.output", "schedule", "ports", "devices",
+    "limits.disk", "schedule", "ports", "devices",
 }))  # fmt: skip
 
 TOP = ("supervisor", "policies", "defaults", "jobs")

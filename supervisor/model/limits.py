@@ -32,6 +32,7 @@ class Limits:
     cpuset      a list as "0-2,4"         cpuset.cpus
     io          per device                blkio.throttle.* | io.max
     open_files  per process               RLIMIT_NOFILE (no cgroup)
+    output      bytes, stdout and stderr  counted by the supervisor (no cgroup)
     """
 
     memory: int | None = None
@@ -46,3 +47,4 @@ class Limits:
     memory_high: int | None = None
     memory_low: int | None = None
     cpu_idle: bool = False
+    output: int | None = None

@@ -74,6 +74,14 @@ class IoUse:
 
 
 @frozen
+class OutputUse:
+    """Bytes of stdout and stderr together; None where they went past the supervisor."""
+
+    limit: int | None = None
+    bytes: int | None = None
+
+
+@frozen
 class Evidence:
     """One thing that was read: from `source` (a path), `what` was found there."""
 
@@ -109,6 +117,7 @@ class RunRecord:
     memory: MemoryUse = MemoryUse()
     pids: PidsUse = PidsUse()
     io: IoUse = IoUse()
+    output: OutputUse = OutputUse()
     expected: bool = False
     detail: str = ""
     decided_by: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from supervisor.cgroup.api import Counters, Usage
 from supervisor.errors import KernelError, SpawnError, SupervisorError
@@ -18,6 +18,7 @@ from supervisor.model.record import (
     Evidence,
     IoUse,
     MemoryUse,
+    OutputUse,
     PidsUse,
     Reason,
     RunRecord,
@@ -62,7 +63,9 @@ def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord
             oom=run.spec.oom,
         )
     )
-    return _record(run, reason, code, number, read, found, told)
+    written = storage.output_bytes() if run.output is None else run.output.written
+    record = _record(run, reason, code, number, read, found, told)
+    return evolve(record, output=OutputUse(run.limits.output, written))
 
 
 def start_failed(run: Run, error: SupervisorError) -> RunRecord:
@@ -82,6 +85,7 @@ def start_failed(run: Run, error: SupervisorError) -> RunRecord:
         finished_at=iso(time.time()),
         memory=MemoryUse(limit=run.limits.memory),
         pids=PidsUse(limit=run.limits.pids),
+        output=OutputUse(limit=run.limits.output),
         expected=reason == run.spec.expect,
         detail="stopped while it was started" if stopped else str(error),
         start_error=None if stopped else told,

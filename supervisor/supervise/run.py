@@ -36,10 +36,12 @@ from supervisor.model.job import JobSpec
 from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, Reason, RunRecord, iso
 from supervisor.model.state import State
+from supervisor.model.units import size_text
 from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
 from supervisor.supervise import actions, ending, stopping
+from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Shared
 from supervisor.supervise.storage import Storage
@@ -96,6 +98,7 @@ class Run:
         self._seen_all = trio.Event()
         self._timers: trio.Nursery | None = None
         self.gauges: list[Gauge] = []
+        self.output: Output | None = None
         self.cgroup: JobCgroup
         self.container: Container
         self.subscription: Subscription
@@ -109,7 +112,8 @@ class Run:
                 self._followed(),
                 self._container(storage),
             ):
-                status = await self._live()
+                async with self._output(storage):
+                    status = await self._live()
                 record = ending.conclude(self, storage, status)
         except SupervisorError as error:
             record = ending.start_failed(self, error)
@@ -241,6 +245,7 @@ class Run:
             self.spec, self.id, self.cgroup.entry, shared.host.facts(), storage.layers
         )
         self.container = await shared.launcher.start(request, storage.streams)
+        storage.started()
         try:
             self.payload = await self.container.started()
             yield
@@ -251,6 +256,25 @@ class Run:
             raise
         finally:
             self.container.close()
+
+    @asynccontextmanager
+    async def _output(self, storage: Storage) -> AsyncIterator[None]:
+        """While the job runs, its output is counted and passed on, if it has a limit."""
+        limit = self.spec.limits.output
+        if limit is None:
+            yield
+            return
+        why = f"wrote more than {size_text(limit)} to stdout and stderr"
+        self.output = Output(
+            storage.pipes,
+            limit,
+            full=lambda: self.stop(Reason.OUTPUT, "configuration", why, now=True),
+            trouble=self.warn,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.output.run)
+            yield
+            await self.output.finish()
 
     async def _live(self) -> ExitStatus | Lost:
         """From exec to the end of the last process, with everybody who watches and decides."""

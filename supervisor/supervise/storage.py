@@ -33,9 +33,13 @@ class Storage:
         self._run = run
         self._state = state
         self._layer: Path | None = None
+        self._logs: tuple[int, ...] = ()
         self._owned: list[int] = []
+        self._writers: list[int] = []
+        self.pipes: list[tuple[int, int]] = []
+        """With `limits.output`: the pipes' reading ends, and what is to be written where."""
         try:
-            self.streams = self._open()
+            self.streams = self._bounded(self._open())
             self.layers = self._layers(scratch)
         except OSError as error:
             self.close()
@@ -56,11 +60,36 @@ class Storage:
             self._own(os.open(self._state.log(self._spec.name, self._run, stream), create, 0o600))
             for stream in ("out", "err")
         )
+        self._logs = (out, err)
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
         record = self._own(os.open(self._state.exit(self._run), flags, 0o600))
         os.posix_fallocate(record, 0, RECORD_SIZE)
         null = self._own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         return Streams(null, out, err, record)
+
+    def _bounded(self, streams: Streams) -> Streams:
+        """With a limit on the output, pipes in the place of stdout and stderr."""
+        if self._spec.limits.output is None:
+            return streams
+        stdin, out, err, record = streams.all
+        for target in (out, err):
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            self._own(reader)
+            self._writers.append(writer)
+            self.pipes.append((reader, target))
+        return Streams(stdin, self._writers[0], self._writers[1], record)
+
+    def started(self) -> None:
+        """The job has its streams: the pipes' writing ends are nobody else's any more."""
+        for fd in self._writers:
+            os.close(fd)
+        self._writers.clear()
+
+    def output_bytes(self) -> int | None:
+        """What is in the run's log files; None where the streams are the caller's."""
+        if self._state is None:
+            return None
+        return sum(os.fstat(fd).st_size for fd in self._logs)
 
     def _own(self, fd: int) -> int:
         self._owned.append(fd)
@@ -92,6 +121,7 @@ class Storage:
                 await trio.to_thread.run_sync(shutil.rmtree, self._layer / name)
 
     def close(self) -> None:
+        self.started()
         for fd in self._owned:
             os.close(fd)
         self._owned.clear()

@@ -132,6 +132,7 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "cpu-weight": (("--cpu-weight", "50"), "echo ok", "ok"),
     "cpuset": (("--cpuset", "0"), "nproc", "1"),
     "io": (("--io", f"{DISK}:read_bps=50M"), "echo ok", "ok"),
+    "output": (("--output", "3"), "echo ok", "ok"),
     "open-files": (("--open-files", "77"), "ulimit -n", "77"),
     "timeout": (("--timeout", "1m"), "echo ok", "ok"),
     "cpu-time": (("--cpu-time", "1m"), "echo ok", "ok"),
