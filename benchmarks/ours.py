@@ -21,7 +21,7 @@ from benchmarks.accounting import Account
 from benchmarks.measure import Block
 from supervisor.cgroup.api import CgroupManager, JobCgroup
 from supervisor.cgroup.detect import detect
-from supervisor.container import build
+from supervisor.container import build, rootfs
 from supervisor.container.host import Host
 from supervisor.container.rootfs import Layers
 from supervisor.container.spawn import Launcher, Streams, open_launcher
@@ -83,7 +83,9 @@ async def opened(root: Path, work: Path) -> AsyncIterator[Bench]:
         return reaper.spawn(argv, pass_fds=[descriptor])
 
     try:
-        async with open_launcher(start, work / "launcher") as launcher:
+        hidden = rootfs.coverable(host.facts())
+        async with open_launcher(start, work / "launcher", hidden=hidden) as launcher:
+            host.cover(hidden)
             yield Bench(spec, work, cgroups, host, launcher, reaper)
     finally:
         cgroups.close()

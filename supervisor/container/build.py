@@ -32,14 +32,17 @@ def request(
 ) -> Request:
     """All that is needed to start `spec`; raises SpawnError for what can be told ahead."""
     rootfs.base_of(spec)
-    rootfs.check_seen(spec, facts, spec.working_dir, "working_dir")
+    tops = rootfs.hidden(spec, facts)
+    rootfs.check_seen(spec, tops, spec.working_dir, "working_dir")
     if "/" in spec.command[0]:
         program = os.path.join(spec.working_dir, spec.command[0])
-        rootfs.check_seen(spec, facts, program, "exec")
+        rootfs.check_seen(spec, tops, program, "exec")
     identity = users.look_up(spec.root, spec.user, spec.user_group)
     env = environment(spec, identity)
     user_map = _user_map(spec, facts, identity)
     allowed = capabilities(spec)
+    if user_map is None:
+        _check_grantable(spec, facts)
     return Request(
         run=run,
         flags=host.clone_flags(network=spec.network == "none", user=user_map is not None),
@@ -70,6 +73,16 @@ def request(
 def capabilities(spec: JobSpec) -> frozenset[int]:
     """All that the job may ever have, by number."""
     return caps.of_job(spec.capabilities.add, spec.capabilities.drop)
+
+
+def _check_grantable(spec: JobSpec, facts: host.Facts) -> None:
+    """A capability that the supervisor has not itself would be lacking without a word."""
+    named = {name for name in spec.capabilities.add if name != "ALL"}
+    lacking = sorted(name for name in named if caps.number(name) not in facts.bounding)
+    if lacking:
+        why = f"the supervisor has no {', '.join(lacking)} itself"
+        hint = "see the bounding set of its unit or container, or leave it out"
+        raise SpawnError("capabilities", 0, "", why, hint=hint)
 
 
 def _ambient(spec: JobSpec) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from supervisor.linux import caps, constants, proc
 
@@ -67,6 +67,8 @@ class Facts:
     submounts   mount points of real file systems below /, outside of what a job has its own of
     pseudo      mount points of pseudo file systems at unusual places
     private     directories of the supervisor's own: no job with the host's root sees them
+    covered     what the launcher has hidden in its view of the host's root
+    bounding    the capabilities the supervisor may hand on, by number
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
     """
 
@@ -75,6 +77,8 @@ class Facts:
     submounts: tuple[str, ...] = ()
     pseudo: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
+    covered: tuple[str, ...] = ()
+    bounding: frozenset[int] = frozenset()
     masked: tuple[tuple[str, bool], ...] = ()
     read_only: tuple[str, ...] = ()
 
@@ -92,11 +96,17 @@ class Host:
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLERR | select.POLLPRI)
         self._facts: Facts | None = None
+        self._covered: tuple[str, ...] = ()
 
     def facts(self) -> Facts:
         if self._facts is None or self._poll.poll(0):
-            self._facts = look(self._work, self._private)
+            self._facts = evolve(look(self._work, self._private), covered=self._covered)
         return self._facts
+
+    def cover(self, paths: tuple[str, ...]) -> None:
+        """The launcher has been started with these hidden in its view of the root."""
+        self._covered = paths
+        self._facts = None
 
     def close(self) -> None:
         os.close(self._fd)
@@ -111,6 +121,7 @@ def look(work: str, private: tuple[str, ...] = ()) -> Facts:
         submounts=submounts,
         pseudo=pseudo,
         private=private,
+        bounding=caps.bounding(),
         masked=tuple((path, os.path.isdir(path)) for path in MASKED if os.path.exists(path)),
         read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
     )

@@ -1,13 +1,15 @@
 """The launcher: a lean, single-threaded interpreter that clones jobs on request.
 
-Started once by `spawn`, as `python -I -S -c … WORK CONTROL KEPT`: its work directory, the number of
-the control socket, and the capabilities it keeps in its bounding set.  A raw clone costs ~40 µs per
-resident MB and must not happen in a process with threads: hence a process of its own, whose memory
-holds this file, `child`, `init`, `mounts` and the standard library's C modules.  Jobs' inits are
-cloned with CLONE_PARENT: they are the supervisor's children, and outlive the launcher.
+Started once by `spawn`, as `python -I -S -c … WORK CONTROL KEPT HIDDEN… -- NAMES…`: its work
+directory, the number of the control socket, the capabilities it keeps in its bounding set, the
+directories that are hidden in WORK/seen, and the names that WORK/white hides.  A raw clone costs
+~40 µs per resident MB and must not happen in a process with threads: hence a process of its own,
+whose memory holds this file, `child`, `init`, `mounts` and the standard library's C modules.  Jobs'
+inits are cloned with CLONE_PARENT: they are the supervisor's children, and outlive the launcher.
 
 It owns a mount namespace of its own, in which WORK is a tmpfs: WORK/root, where a job's root is put
-together, and WORK/dev, the skeleton of every job's /dev.  The host sees an empty directory.
+together, WORK/dev, the skeleton of every job's /dev, and WORK/seen, the host's root as a job with
+default settings sees it, to be taken as a whole.  The host sees an empty directory.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def main() -> None:
     syscalls.set_name("supervise:launch")
     bounding = Bounding(frozenset(int(number) for number in sys.argv[3].split(",")))
     if os.geteuid() == 0:
-        prepare_work(sys.argv[1])
+        at = sys.argv.index("--")
+        prepare_work(sys.argv[1], sys.argv[4:at], sys.argv[at + 1 :])
         # Here, once: each job would pay 0.5 ms for it.  A new user namespace begins with a full
         # set again, so its jobs drop for themselves.
         caps.drop_bounding(caps.all_but(bounding.host))
@@ -65,14 +68,23 @@ def main() -> None:
         pass
 
 
-def prepare_work(work: str) -> None:
+def prepare_work(work: str, hidden: list[str], names: list[str]) -> None:
     """The mount namespace and the tmpfs described above; raises KernelError."""
     syscalls.unshare(constants.CLONE_NEWNS)
     syscalls.mount(None, "/", None, constants.MS_REC | constants.MS_SLAVE)
     syscalls.mount("supervise", work, "tmpfs", constants.MS_NOSUID, WORK_OPTIONS)
     for operation in skeleton(work):
         operation.execute(_NOTHING)
-    syscalls.mount("/", f"{work}/host", None, constants.MS_BIND)
+    for name in names:
+        mounts.Whiteout(path=f"{work}/white{name}").execute(_NOTHING)
+    for view in view_of_host(work, hidden):
+        syscalls.mount(*view, None, constants.MS_BIND)
+
+
+def view_of_host(work: str, hidden: list[str]) -> list[tuple[str, str]]:
+    """The binds (source, target) of the host's bare root, and of the same with paths hidden."""
+    found = [("/", f"{work}/host"), ("/", f"{work}/seen")]
+    return found + [(f"{work}/empty", f"{work}/seen{path}") for path in hidden]
 
 
 def skeleton(work: str) -> list[mounts.Operation]:

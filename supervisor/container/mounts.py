@@ -34,10 +34,12 @@ DEV_LINKS = (
 )
 """What is in a job's /dev, beside pts and shm: (name, major, minor), (name, target)."""
 
-WORK_DIRS = ("root", "host", "empty", "layers", "dev", "dev/pts", "dev/shm")
-"""What is in the launcher's work directory: where a root is put together, the host's / without what
-is mounted below it, what covers a directory that is to be hidden, where layers in memory are
-mounted, and the skeleton of /dev."""
+WORK_DIRS = ("root", "host", "seen", "white", "over", "empty", "layers", "dev", "dev/pts",
+             "dev/shm")  # fmt: skip
+"""What is in the launcher's work directory: where a root is put together; the host's / without
+what is mounted below it; the same with directories hidden; a layer that hides names, and where it
+is put over /etc; what covers a directory that is to be hidden; where layers in memory are mounted;
+and the skeleton of /dev."""
 
 
 class Context:
@@ -110,6 +112,20 @@ class Symlink(Operation):
 
     def execute(self, context: Context) -> None:
         os.symlink(self.target, self.path)
+
+
+class Whiteout(Operation):
+    """In a layer, what says that a name of the layers below is not there (overlayfs.rst)."""
+
+    __slots__ = ("path",)
+    path: str
+
+    def describe(self) -> str:
+        return f"mknod {self.path} c 0 0"
+
+    def execute(self, context: Context) -> None:
+        make_dirs(os.path.dirname(self.path), 0o755)
+        os.mknod(self.path, 0o20000, 0)
 
 
 class MakeNode(Operation):
@@ -264,6 +280,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         MakeFile,
         Symlink,
         MakeNode,
+        Whiteout,
         Mount,
         OpenTree,
         Attach,

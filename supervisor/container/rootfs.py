@@ -18,6 +18,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from functools import cache
 from pathlib import Path
 
 from supervisor.container import mounts
@@ -25,7 +26,7 @@ from supervisor.container.host import OWN, Facts, inside
 from supervisor.container.users import resolve_in
 from supervisor.errors import SpawnError
 from supervisor.linux import constants as c
-from supervisor.model.job import JobSpec, Mount
+from supervisor.model.job import HIDDEN, JobSpec, Mount
 
 NO_EXEC = c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC
 DEVPTS = "newinstance,ptmxmode=0666,mode=0620"
@@ -62,12 +63,51 @@ def hidden(spec: JobSpec, facts: Facts) -> tuple[str, ...]:
         return ()
     found: set[str] = set()
     for pattern in (*spec.hide, *facts.private):
-        paths = glob.glob(pattern) if "*" in pattern else [pattern]
-        found.update(os.path.realpath(path) for path in paths if os.path.exists(path))
+        for path in glob.glob(pattern) if "*" in pattern else (pattern,):
+            found.update(_real(path))
     found = {path for path in found if _within_reach(path, spec)}
     found -= {mount.target for mount in spec.mounts} | {tmpfs.target for tmpfs in spec.tmpfs}
     tops = [path for path in sorted(found) if not inside(path, OWN)]
     return tuple(path for path in tops if not inside(os.path.dirname(path), tuple(found)))
+
+
+def _real(path: str) -> tuple[str, ...]:
+    """The path without links, if there is anything there."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ()
+    if stat.S_ISLNK(status.st_mode):
+        return (os.path.realpath(path),) if os.path.exists(path) else ()
+    return (_resolved(path, status.st_dev, status.st_ino),)
+
+
+@cache
+def _resolved(path: str, _device: int, _inode: int) -> str:
+    return os.path.realpath(path)
+
+
+def coverable(facts: Facts) -> tuple[str, ...]:
+    """What a job with default settings does not see of the file system of / itself.
+
+    The launcher hides it once, in a view that such jobs take as a whole.
+    """
+    paths = hidden(JobSpec("", ()), facts)
+    directories = (path for path in paths if os.path.isdir(path) and not inside(path, ("/etc",)))
+    return tuple(path for path in directories if not inside(path, facts.submounts))
+
+
+@cache
+def whiteouts() -> tuple[str, ...]:
+    """What is hidden by name in /etc by default, whether it is there or not.
+
+    The launcher prepares a layer of these; of the keys of sshd(8), those it makes by itself.
+    """
+    names = [path for path in HIDDEN if path.startswith("/etc/")]
+    keys = [name for name in names if "*" in name]
+    made = [key.replace("*", kind) for key in keys for kind in ("dsa", "ecdsa", "ed25519", "rsa")]
+    found = [path for key in keys for path in glob.glob(key)]
+    return tuple(sorted({*names, *made, *found} - {*keys}))
 
 
 def _within_reach(path: str, spec: JobSpec) -> bool:
@@ -86,9 +126,11 @@ def _within_reach(path: str, spec: JobSpec) -> bool:
     return True
 
 
-def check_seen(spec: JobSpec, facts: Facts, path: str, stage: str) -> None:
-    """Raises SpawnError where `path` is hidden from the job: better now than a bare ENOENT."""
-    tops = hidden(spec, facts)
+def check_seen(spec: JobSpec, tops: tuple[str, ...], path: str, stage: str) -> None:
+    """Raises SpawnError where `path` is hidden from the job: better now than a bare ENOENT.
+
+    `tops` is what `hidden` says of the job.
+    """
     granted = tuple(mount.target for mount in spec.mounts)
     made = tuple(tmpfs.target for tmpfs in spec.tmpfs)
     real = os.path.realpath(path)
@@ -127,6 +169,10 @@ class _Plan:
         self.hidden = hidden(spec, facts)
         self.opened = self._opened()
         self.missing = self._missing()
+        self.covered = self._covered()
+        self.whited = self._whited()
+        self.white = ""
+        self.has_layers = False
 
     def add(self, *operations: mounts.Operation) -> None:
         self.operations += operations
@@ -193,10 +239,61 @@ class _Plan:
         covered = [path for path, directory in self.facts.masked if directory]
         if self.spec.root == "host" and self.in_userns:
             covered += self.facts.pseudo
-        covered += [p for p in self.hidden if p not in self.opened and os.path.isdir(p)]
+        done = self.covered.union(self.opened, self.whited)
+        covered += [path for path in self.hidden if path not in done and os.path.isdir(path)]
+        self._white_out()
         empty = f"{self.facts.work}/empty"
         for path in covered:
             self.take(empty, path, read_only=True, deep=False, directory=True)
+
+    def _whited(self) -> frozenset[str]:
+        """What is hidden by name, in a layer over its directory: all in /etc, and files anywhere.
+
+        A mount over a file goes when the host puts another in its place (rename(2)), as passwd(1)
+        does with /etc/shadow: then the job would see the new one.
+        """
+        if not self.facts.privileged:
+            return frozenset()  # whoever is not root reads none of them on the host either
+        named = {p for p in self.hidden if inside(p, ("/etc",)) or not os.path.isdir(p)}
+        if self.hidden and {*HIDDEN} <= {*self.spec.hide}:
+            named.update(whiteouts())
+        return frozenset(named.difference(self.opened, self._targets()))
+
+    def _white_layer(self) -> str:
+        """The layer that hides by name: the launcher's, or one for this job's list alone."""
+        if self.whited == {*whiteouts()}:
+            return f"{self.facts.work}/white"
+        white = f"{self.facts.work}/layers/white"
+        self._own_layers(white)
+        self.add(*(mounts.Whiteout(path=white + path) for path in sorted(self.whited)))
+        return white
+
+    def _white_out(self) -> None:
+        """Hide by name: in the layers of the root, or in an overlay over a directory of it."""
+        if not self.whited:
+            return
+        white = self._white_layer()
+        if self._needs_overlay():
+            self.white = white
+        parents = {os.path.dirname(p) if not inside(p, ("/etc",)) else "/etc" for p in self.whited}
+        for number, parent in enumerate(sorted(parents)):
+            if self.white and not inside(parent, self.facts.submounts):
+                continue
+            target = f"{self.facts.work}/over"
+            if parent != "/etc":
+                target = f"{self.facts.work}/layers/over{number}"
+                self.add(mounts.MakeDir(path=target, mode=0o755))
+            bare = f"{self.facts.work}/host{parent}" if self.in_userns else parent
+            data = f"lowerdir={white}{parent}:{bare}" + (",userxattr" if self.in_userns else "")
+            self.add(mounts.Mount(fstype="overlay", target=target, flags=c.MS_RDONLY, data=data))
+            self.take(target, parent, read_only=True, deep=False, directory=True)
+
+    def _covered(self) -> frozenset[str]:
+        """What is hidden already in the launcher's view of the host's root, if that can be used."""
+        covered = frozenset(self.facts.covered)
+        ready = self.facts.privileged and not self.in_userns and not self._needs_overlay()
+        fits = covered <= {*self.hidden} and not covered & {*self.opened}
+        return covered if ready and fits and self.spec.root == "host" else frozenset()
 
     def _opened(self) -> tuple[str, ...]:
         """Hidden directories in which something is mounted: empty ones of the job's own."""
@@ -248,13 +345,13 @@ class _Plan:
         elif self.missing:
             self._read_only_overlay(self.missing)
         else:
-            attributes = c.MOUNT_ATTR_RDONLY
+            source = f"{self.facts.work}/seen" if self.covered else self.base
             self.add(
                 mounts.OpenTree(
                     tree=self.trees,
-                    source=self.base,
-                    recursive=self.in_userns,
-                    attributes=attributes,
+                    source=source,
+                    recursive=self.in_userns or bool(self.covered),
+                    attributes=c.MOUNT_ATTR_RDONLY,
                 ),
                 mounts.Attach(tree=self.trees, target=self.root),
             )
@@ -284,16 +381,20 @@ class _Plan:
         overlayfs takes a private copy of the mount (EINVAL: fs/namespace.c, clone_private_mount).
         """
         bare = self.in_userns and self.facts.privileged and self.base == "/"
-        return f"{self.facts.work}/host" if bare else self.base
+        lower = f"{self.facts.work}/host" if bare else self.base
+        return f"{self.white}:{lower}" if self.white else lower
 
     def _own_layers(self, path: str) -> None:
         """A tmpfs of this job's alone, with `path` in it."""
         top = os.path.dirname(path)
-        self.add(
-            mounts.MakeDir(path=top, mode=0o755),
-            mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data="mode=755"),
-            mounts.MakeDir(path=path, mode=0o755),
-        )
+        if not self.has_layers:
+            self.has_layers = True
+            data = "mode=755"
+            self.add(
+                mounts.MakeDir(path=top, mode=0o755),
+                mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data=data),
+            )
+        self.add(mounts.MakeDir(path=path, mode=0o755))
 
     def _overlay(self, data: str) -> None:
         for path in (self.base, self.layers.run_dir or ""):
@@ -362,5 +463,5 @@ class _Plan:
         if self.uid == 0:
             self.add(*(mounts.ReadOnly(path=path) for path in self.facts.read_only))
         files = [path for path, directory in self.facts.masked if not directory]
-        files += [path for path in self.hidden if not os.path.isdir(path)]
+        files += [p for p in self.hidden if p not in self.whited and not os.path.isdir(p)]
         self.add(*(mounts.Mask(path=path) for path in files))

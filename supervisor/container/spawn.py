@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import trio
 
-from supervisor.container import protocol
+from supervisor.container import protocol, rootfs
 from supervisor.container.protocol import Request
 from supervisor.errors import KernelError, SpawnError
 from supervisor.linux import caps
@@ -114,10 +114,13 @@ _HINTS = {
 class Launcher:
     """One launcher process.  `start` may be called by many tasks; answers come in order."""
 
-    def __init__(self, starter: Starter, work: str, kept: frozenset[int]) -> None:
+    def __init__(
+        self, starter: Starter, work: str, kept: frozenset[int], hidden: tuple[str, ...]
+    ) -> None:
         self._starter = starter
         self._work = work
         self._kept = kept
+        self._hidden = hidden
         self._lock = trio.Lock()
         self._process: Process | None = None
         self._control: socket.socket | None = None
@@ -129,7 +132,7 @@ class Launcher:
         python = os.path.realpath(sys.executable)
         program = _PROGRAM.format(path=package)
         kept = ",".join(map(str, sorted(self._kept)))
-        own = (self._work, str(theirs.fileno()), kept)
+        own = (self._work, str(theirs.fileno()), kept, *self._hidden, "--", *rootfs.whiteouts())
         argv = (python, "-I", "-S", "-X", "utf8", "-c", program, *own)
         with theirs:
             self._process = self._starter(argv, theirs.fileno())
@@ -214,17 +217,21 @@ def send(control: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> N
 
 @asynccontextmanager
 async def open_launcher(
-    starter: Starter, work: Path, kept: frozenset[int] = caps.JOB_DEFAULT
+    starter: Starter,
+    work: Path,
+    kept: frozenset[int] = caps.JOB_DEFAULT,
+    hidden: tuple[str, ...] = (),
 ) -> AsyncIterator[Launcher]:
     """A launcher for the length of a block; `work` is an empty directory, made and removed here.
 
-    `kept` are the capabilities its jobs may have without a user namespace.
+    `kept` are the capabilities its jobs may have without a user namespace, `hidden` what its view
+    of the host's root does not show.
     """
     try:
         work.mkdir(mode=0o711, parents=True, exist_ok=True)
     except OSError as error:
         raise KernelError("mkdir", str(work), error.errno or 0) from error
-    launcher = Launcher(starter, str(work), kept)
+    launcher = Launcher(starter, str(work), kept, hidden)
     try:
         await launcher.open()
         yield launcher

@@ -208,6 +208,7 @@ def _do_run(args: argparse.Namespace) -> int:
 
 def _do_check(args: argparse.Namespace) -> int:
     from supervisor.front import config
+    from supervisor.front.risks import risks
     from supervisor.policy import registry
 
     found = config.load(args.config)
@@ -216,6 +217,8 @@ def _do_check(args: argparse.Namespace) -> int:
         print(config.show(found), end="")
     else:
         print(f"{args.config}: {len(found.jobs)} jobs, no problem found")
+    for line in risks(found.jobs):
+        print(f"supervise: risk: {line}", file=sys.stderr)
     return 0
 
 

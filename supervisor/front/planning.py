@@ -18,8 +18,8 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, host
-from supervisor.container.launcher import WORK_OPTIONS, skeleton
+from supervisor.container import build, host, rootfs
+from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.rootfs import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
 from supervisor.front import config as configuration
@@ -54,6 +54,7 @@ def plan(path: Path, wanted: str | None) -> Iterator[str]:
     assert settings.state is not None
     manager = detect(settings.name, settings.cgroup_parent)
     facts = host.look(str(settings.runtime / "work"), (str(settings.state.root),))
+    facts = evolve(facts, covered=rootfs.coverable(facts))
     planner = _Planner(settings, settings.state, manager, facts, Engine(policies, HookCaller()))
     yield from planner.instance()
     for job in jobs:
@@ -93,6 +94,9 @@ class _Planner:
         yield "unshare CLONE_NEWNS, mount --make-rslave /"
         yield f"mount -t tmpfs -o nosuid,{WORK_OPTIONS} supervise {work}"
         yield from (operation.describe() for operation in skeleton(work))
+        yield f"mknod {work}/white{{{','.join(rootfs.whiteouts())}}} c 0 0"
+        for source, target in view_of_host(work, list(self.facts.covered)):
+            yield f"mount --bind {source} {target}"
         yield f"drop {len(caps.all_but(caps.JOB_DEFAULT))} capabilities (bounding set)"
 
     def job(self, spec: JobSpec) -> Iterator[str]:

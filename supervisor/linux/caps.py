@@ -74,11 +74,21 @@ def last_capability() -> int:
 
 def effective(status: str = "/proc/self/status") -> int:
     """The effective set of a process (CapEff in proc_pid_status(5))."""
+    return _field("CapEff", status)
+
+
+def bounding(status: str = "/proc/self/status") -> frozenset[int]:
+    """The bounding set of a process: what it and its children can have at most (CapBnd)."""
+    bits = _field("CapBnd", status)
+    return frozenset(n for n in range(bits.bit_length()) if bits >> n & 1)
+
+
+def _field(name: str, status: str) -> int:
     with open(status) as file:  # noqa: PTH123
         for line in file:
-            if line.startswith("CapEff:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1], 16)
-    raise KernelError("read CapEff", status, 0)
+    raise KernelError(f"read {name}", status, 0)
 
 
 def all_but(kept: frozenset[int]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from attrs import frozen
 
 from supervisor.cgroup.api import CgroupManager
 from supervisor.cgroup.detect import detect
+from supervisor.container import rootfs
 from supervisor.container.host import Host
 from supervisor.container.spawn import open_launcher
 from supervisor.errors import KernelError, SupervisorError
@@ -138,9 +139,11 @@ async def open_instance(
         work = settings.runtime / "work"
         host = Host(str(work), (str(settings.state.root),) if settings.state else ())
         stack.callback(host.close)
+        hidden = rootfs.coverable(host.facts())
         launcher = await stack.enter_async_context(
-            open_launcher(partial(start_launcher, reaper), work)
+            open_launcher(partial(start_launcher, reaper), work, hidden=hidden)
         )
+        host.cover(hidden)
         watcher = await stack.enter_async_context(open_watcher(nursery, kernel_log))
         stops: list[Callable[[str], None]] = []
         shared = Shared(

@@ -64,7 +64,7 @@ def test_check_starts_nothing(batch: Batch) -> None:
     batch.write(JOBS)
     before = seen(batch)
     done = batch.supervise("check", batch.path)
-    assert (done.status, done.stderr) == (0, "")
+    assert done.status == 0 and "risk: " in done.stderr  # /usr is writable in JOBS
     assert "3 jobs" in done.stdout
     shown = batch.supervise("check", "--show", batch.path)
     tomllib.loads(shown.stdout)

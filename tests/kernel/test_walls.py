@@ -15,7 +15,15 @@ import pytest
 
 from supervisor.linux import caps
 from tests.support.command import State, Supervise
-from tests.support.containers import Ended, python, run_jobs
+from tests.support.containers import (
+    Ended,
+    after,
+    ended,
+    python,
+    run_jobs,
+    within,
+    write_config,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -211,10 +219,10 @@ def test_a_missing_profile_is_named(supervise: Supervise) -> None:
 STATUS = "cat /proc/self/status"
 
 
-def status(ended: Ended) -> dict[str, str]:
+def status(job: Ended) -> dict[str, str]:
     """What a job that ran STATUS was."""
-    assert ended.reason == "succeeded", ended.record["detail"]
-    lines = (line.partition(":\t") for line in ended.out.splitlines())
+    assert job.reason == "succeeded", job.record["detail"]
+    lines = (line.partition(":\t") for line in job.out.splitlines())
     return {name: value for name, _, value in lines}
 
 
@@ -337,8 +345,8 @@ def test_a_32_bit_call_is_the_end(look: Run) -> None:
         address = ctypes.addressof(ctypes.c_char.from_buffer(code))
         return int(ctypes.CFUNCTYPE(ctypes.c_int)(address)())
 
-    ended = look(call_as_32_bit)
-    assert (ended.reason, ended.record["signal"]) == ("signal", 31)  # SIGSYS
+    killed = look(call_as_32_bit)
+    assert (killed.reason, killed.record["signal"]) == ("signal", 31)  # SIGSYS
 
 
 def test_the_profile_is_compiled_once(
@@ -368,7 +376,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(place)
 
 
-SEE = "cat /etc/shadow; ls /root /home /var/lib/supervise; cat {home}/file"
+SEE = "cat /etc/shadow || :; ls /root /home /var/lib/supervise; cat {home}/file"
 
 
 @pytest.mark.parametrize(
@@ -379,9 +387,9 @@ def test_others_data_and_secrets_are_hidden(
     tmp_state: State, home: Path, settings: dict[str, str]
 ) -> None:
     job = {"script": SEE.format(home=home), **settings}
-    ended = run_jobs(tmp_state, {"one": job})["one"]
-    assert ended.out.split() == ["/home:", "/root:", "/var/lib/supervise:"]
-    assert f"{home}/file: No such file or directory" in ended.err
+    found = run_jobs(tmp_state, {"one": job})["one"]
+    assert found.out.split() == ["/home:", "/root:", "/var/lib/supervise:"]
+    assert f"{home}/file: No such file or directory" in found.err
 
 
 def test_the_state_of_the_supervisor_is_hidden_wherever_it_is(supervise: Supervise) -> None:
@@ -414,8 +422,8 @@ def test_what_is_mounted_is_seen_and_nothing_beside_it(tmp_state: State, home: P
 
 def test_more_can_be_hidden(tmp_state: State) -> None:
     job = {"script": "ls /usr/share /var/tmp", "hide": ["/usr/share"]}
-    ended = run_jobs(tmp_state, {"one": job})["one"]
-    assert ended.out.startswith("/usr/share:\n\n/var/tmp:"), ended.out
+    found = run_jobs(tmp_state, {"one": job})["one"]
+    assert found.out.startswith("/usr/share:\n\n/var/tmp:"), found.out
 
 
 @pytest.mark.parametrize(
@@ -437,3 +445,55 @@ def test_a_command_that_is_hidden_is_told_with_the_way_out(
     assert f'mounts = ["{home}:{home}:ro"]' in done.stderr
     done = supervise("run", "--mount", f"{home}:{home}:ro", *arguments)
     assert done.status == 0, done.stderr
+
+
+def test_a_capability_that_the_supervisor_lacks_is_refused(tmp_state: State) -> None:
+    """Else the job would run without it, and nobody would know why it fails."""
+    wrapper = ["setpriv", "--bounding-set=-net_raw", "--"]
+    done = after(tmp_state, wrapper, "run", "--cap-add", "NET_RAW", "--", "true")
+    assert done.status == 125
+    assert "capabilities: the supervisor has no NET_RAW itself" in done.stderr
+    done = after(tmp_state, wrapper, "run", "--cap-add", "ALL", "--seccomp", "unconfined",
+                 "--", "grep", "CapBnd", "/proc/self/status")  # fmt: skip
+    assert done.status == 0
+    assert "NET_RAW" not in numbers(done.stdout.split()[1])
+
+
+def test_check_warns_of_holes(supervise: Supervise, tmp_path: Path) -> None:
+    config = tmp_path / "x.toml"
+    config.write_text('[jobs.a]\ncommand = "true"\nseccomp = "unconfined"\n')
+    done = supervise("check", config)
+    assert done.status == 0
+    assert done.stderr.startswith('supervise: risk: a: seccomp = "unconfined"')
+
+
+@pytest.mark.parametrize("settings", [{}, {"write": "overlay"}], ids=["read-only", "overlay"])
+def test_a_hidden_file_stays_hidden_when_the_host_replaces_it(
+    tmp_state: State, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    """passwd(1) renames a new /etc/shadow over the old one: a mount over the old one would go."""
+    directory = Path(tempfile.mkdtemp(prefix="supervise-test-", dir="/var/tmp"))
+    directory.chmod(0o755)
+    secret = directory / "secret"
+    secret.write_text("old\n")
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    script = f"cat {secret}; echo r >/tmp/ready; read x </tmp/ready; cat {secret}; ls {directory}"
+    job = {
+        "script": f"set +e; {script}", "hide": [str(secret)],
+        "mounts": [f"{ready}:/tmp/ready"], **settings,
+    }  # fmt: skip
+    config = write_config(tmp_state, {"one": job})
+    try:
+        with within(tmp_state, [], config, "--json") as process:
+            with ready.open() as told:
+                assert told.readline() == "r\n"
+            (directory / "new").write_text("new\n")
+            (directory / "new").rename(secret)
+            with ready.open("w") as go:
+                go.write("g\n")
+            out, err = process.communicate(timeout=60)
+        assert json.loads(out)["exit_code"] == 0, err
+        assert ended(tmp_state, out)["one"].out == ""
+    finally:
+        shutil.rmtree(directory)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from supervisor.container import mounts, rootfs
 from supervisor.container.host import Facts
@@ -140,7 +141,7 @@ def test_an_overlay_in_memory_and_on_disk():
     memory = next(line for line in lines(plan(write="overlay")) if "-t overlay" in line)
     assert f"upperdir={WORK}/layers/upper" in memory
     disk = next(line for line in lines(plan("/runs/r", write="overlay")) if "-t overlay" in line)
-    assert "lowerdir=/,upperdir=/runs/r/upper,workdir=/runs/r/work" in disk
+    assert f"lowerdir={WORK}/white:/,upperdir=/runs/r/upper,workdir=/runs/r/work" in disk
 
 
 @pytest.mark.parametrize("path", ["/with,comma", "/with:colon", "/with\\back"])
@@ -157,9 +158,9 @@ def test_in_a_user_namespace_the_root_is_bound_with_all_below_it():
     )  # fmt: skip
     assert opened.recursive
     overlay = next(
-        line for line in lines(plan(user_namespace=SELF, write="overlay")) if "overlay" in line
+        line for line in lines(plan(user_namespace=SELF, write="overlay")) if "upperdir" in line
     )
-    assert f"lowerdir={WORK}/host," in overlay and "userxattr" in overlay
+    assert f"lowerdir={WORK}/white:{WORK}/host," in overlay and "userxattr" in overlay
 
 
 def test_the_windows_in_a_host_root_are_hidden_in_a_user_namespace():
@@ -271,3 +272,24 @@ def test_a_directory_that_another_makes_meanwhile_is_no_failure(tmp_path, monkey
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         mounts.make_dirs(f"{tmp_path}/file", 0o755)
+
+
+def test_what_is_hidden_by_name_is_no_mount_that_a_rename_would_take_away():
+    """A job's own list gets a layer of its own; by default the launcher's is used."""
+    secret = os.path.realpath("/usr/bin/env")
+    default = lines(plan())
+    assert f"mount -t overlay -o ro,lowerdir={WORK}/white/etc:/etc none {WORK}/over" in default
+    own = lines(plan(hide=(*rootfs.HIDDEN, secret)))
+    assert f"mknod {WORK}/layers/white{secret} c 0 0" in own
+    assert f"mknod {WORK}/layers/white/etc/shadow c 0 0" in own
+    place = os.path.dirname(secret)
+    assert f"lowerdir={WORK}/layers/white{place}:{place} " in "\n".join(own)
+    assert not any("white" in line for line in lines(plan(hide=())))
+
+
+def test_the_launchers_view_is_used_where_all_in_it_is_to_be_hidden():
+    covered = evolve(FACTS, covered=("/home",))
+    seen = next(one for one in plan(facts=covered) if getattr(one, "source", "") == f"{WORK}/seen")
+    assert seen.recursive and seen.attributes & c.MOUNT_ATTR_RDONLY
+    for settings in ({"hide": ()}, {"write": "overlay"}, {"user_namespace": SELF}):
+        assert not any("/seen" in line for line in lines(plan(facts=covered, **settings)))

@@ -1,0 +1,72 @@
+"""Settings that leave a hole in a job's walls: told by `supervise check`, refused by nobody.
+
+May import: `model`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from supervisor.model.job import JobSpec, Mount
+
+POWERFUL = {
+    "ALL": "everything that root may do",
+    "BPF": "loading programs into the kernel",
+    "DAC_READ_SEARCH": "opening any file of the host by its handle",
+    "SYS_ADMIN": "mounts, and nearly all that root may do",
+    "SYS_BOOT": "restarting the host",
+    "SYS_MODULE": "loading kernel modules",
+    "SYS_PTRACE": "reading and writing other processes, through /proc as well",
+    "SYS_RAWIO": "the host's memory and ports",
+    "SYS_TIME": "the host's clock",
+}
+"""Capabilities that are a way out of a job, or over the whole host, without a user namespace."""
+
+SYSTEM = ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/opt", "/proc",
+          "/root", "/run", "/sbin", "/sys", "/usr", "/var", "/var/lib", "/var/run",
+          "/var/spool")  # fmt: skip
+"""Whoever may write there as root can run what he likes on the host."""
+
+SOCKETS = ("containerd.sock", "crio.sock", "docker.sock", "podman.sock", "private",
+           "system_bus_socket")  # fmt: skip
+"""Names of sockets whose services do for a client what root can do."""
+
+
+def risks(jobs: Iterable[JobSpec]) -> list[str]:
+    """A line for each danger, with the names of the jobs that run it."""
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        for text in _of(job):
+            found.setdefault(text, []).append(job.group or job.name)
+    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in found.items()]
+
+
+def _of(job: JobSpec) -> Iterator[str]:
+    mapped = job.user_namespace.kind != "host"
+    is_root = job.user in (None, "root", "0") and not mapped
+    if job.seccomp == "unconfined":
+        yield 'seccomp = "unconfined": every system call of the kernel is open to it'
+    if job.seccomp == "log":
+        yield 'seccomp = "log": it may make every system call; they are only logged'
+    if job.network == "host" and is_root:
+        yield (
+            'network = "host" as root: the host\'s abstract sockets, its loopback services and '
+            "its ports below 1024 are open to it"
+        )
+    if not mapped:
+        for name in job.capabilities.add:
+            if name in POWERFUL:
+                yield f"capabilities.add = {name}: {POWERFUL[name]}"
+    if is_root and not job.hide and job.root == "host":
+        yield 'hide = "nothing" as root: it reads every home directory and secret of the host'
+    for mount in job.mounts:
+        yield from _of_mount(mount, is_root=is_root)
+
+
+def _of_mount(mount: Mount, *, is_root: bool) -> Iterator[str]:
+    source = os.path.normpath(mount.source)
+    if os.path.basename(source) in SOCKETS and source.startswith(("/run/", "/var/run/")):
+        yield f"mounts {source}: who speaks to it is as good as root on the host"
+    elif is_root and not mount.read_only and source in SYSTEM:
+        yield f"mounts {source} writable as root: it can put programs there for the host to run"

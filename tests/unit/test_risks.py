@@ -1,0 +1,57 @@
+"""What `supervise check` warns of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from supervisor.front.risks import risks
+from supervisor.model.job import Capabilities, JobSpec, Mount, UserNamespace
+
+MAPPED = UserNamespace("map", 200000, 65536)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"seccomp": "unconfined"}, "every system call"),
+        ({"seccomp": "log"}, "only logged"),
+        ({"network": "host"}, "abstract sockets"),
+        ({"network": "host", "user": "0"}, "abstract sockets"),
+        ({"capabilities": Capabilities(add=("SYS_ADMIN",))}, "SYS_ADMIN: mounts"),
+        ({"capabilities": Capabilities(add=("ALL",)), "user": "nobody"}, "everything"),
+        ({"hide": ()}, "every home directory"),
+        ({"mounts": (Mount("/", "/host"),)}, "mounts / writable as root"),
+        ({"mounts": (Mount("/etc/", "/e"),)}, "mounts /etc writable"),
+        ({"mounts": (Mount("/var/run/docker.sock", "/d", read_only=True),)}, "as good as root"),
+    ],
+)
+def test_a_hole_is_told(settings: dict[str, Any], told: str) -> None:
+    (line,) = risks([JobSpec("one", ("true",), **settings)])
+    assert line.startswith("one: ")
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"network": "host", "user": "nobody"},
+        {"network": "host", "user_namespace": MAPPED},
+        {"capabilities": Capabilities(add=("NET_RAW",))},
+        {"capabilities": Capabilities(add=("SYS_ADMIN",)), "user_namespace": MAPPED},
+        {"hide": (), "user": "nobody"},
+        {"hide": (), "root": "/srv/x"},
+        {"mounts": (Mount("/etc", "/e", read_only=True), Mount("/srv/data", "/data"))},
+        {"mounts": (Mount("/etc", "/e"),), "user": "nobody"},
+    ],
+)
+def test_an_ordinary_setting_is_none(settings: dict[str, Any]) -> None:
+    assert risks([JobSpec("one", ("true",), **settings)]) == []
+
+
+def test_one_line_for_all_jobs_of_one_kind() -> None:
+    jobs = [JobSpec(f"a@n={n}", ("true",), group="a", seccomp="unconfined") for n in range(3)]
+    jobs.append(JobSpec("b", ("true",), seccomp="unconfined"))
+    assert [line.partition(":")[0] for line in risks(jobs)] == ["a, b"]
