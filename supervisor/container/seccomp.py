@@ -192,6 +192,15 @@ def _libseccomp() -> Any:
     return pyseccomp
 
 
+def call_name(architecture: int, number: int) -> str:
+    """A system call as people know it; its number where libseccomp does not know it."""
+    try:
+        lib = _libseccomp()
+        return str(lib.resolve_syscall(architecture, number).decode())
+    except (SpawnError, ValueError):
+        return f"{number} of architecture {architecture:#x}"
+
+
 def _action(name: object, errno: object) -> int:
     if name == _ERRNO:
         number = 1 if errno is None else errno

@@ -2,7 +2,8 @@ r"""The kernel's log, /dev/kmsg: a reader of records, and a parser for those abo
 
 Not for the launcher.  May import: `errors` and the standard library.  Formats:
 Documentation/ABI/testing/dev-kmsg, mm/oom_kill.c (dump_oom_victim, __oom_kill_process),
-mm/memcontrol.c (mem_cgroup_print_oom_context), kernel/cgroup/pids.c.
+mm/memcontrol.c (mem_cgroup_print_oom_context), kernel/cgroup/pids.c, kernel/auditsc.c
+(audit_seccomp).
 
 A job chooses the names of its tasks, and in a delegated cgroup those of directories too; the
 kernel prints both unquoted.  What holds is the order of the fields, digits at known ends, that a
@@ -50,6 +51,15 @@ _KILLED = re.compile(
 )
 
 
+# A name with a blank or a quote in it is printed in hexadecimal digits (audit_log_untrustedstring).
+_FILTERED = re.compile(
+    rb"audit: type=1326 audit\([\d.:]+\): (?:[a-z]+=\S+ )*?pid=(?P<pid>\d+) "
+    rb'comm=(?:"(?P<comm>[^"]*)"|(?P<hex>(?:[0-9A-F]{2})+)) exe=(?:"[^"]*"|\S+) sig=\d+ '
+    rb"arch=(?P<arch>[0-9a-f]+) syscall=(?P<call>\d+) compat=\d ip=0x[0-9a-f]+ "
+    rb"code=0x(?P<code>[0-9a-f]+)"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ForkRejected:
     """The first fork that pids.max of `cgroup` refused; "" where the path was torn off.
@@ -89,7 +99,22 @@ class OomKilled:
     in_memcg: bool
 
 
-Record = ForkRejected | OomVictim | OomKilled
+@dataclass(frozen=True, slots=True)
+class CallFiltered:
+    """A system call of process `pid` that a seccomp filter logged, or ended it for.
+
+    `architecture` is an AUDIT_ARCH_ number; `let_through`: it was only logged.  Where auditd(8)
+    runs, the kernel tells it instead; and some lines may be left out, ten in five seconds.
+    """
+
+    pid: int
+    comm: str
+    architecture: int
+    call: int
+    let_through: bool
+
+
+Record = ForkRejected | OomVictim | OomKilled | CallFiltered
 
 
 def parse(record: bytes) -> Record | None:
@@ -104,7 +129,7 @@ def parse(record: bytes) -> Record | None:
     text = _unescape(rest.partition(b"\n")[0])
     if text.startswith(b"oom-kill:"):
         return _victim(text)
-    return _killed(text) or _fork_rejected(text)
+    return _killed(text) or _fork_rejected(text) or _filtered(text)
 
 
 def _unescape(text: bytes) -> bytes:
@@ -114,6 +139,21 @@ def _unescape(text: bytes) -> bytes:
 
 def _name(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
+
+
+def _filtered(text: bytes) -> CallFiltered | None:
+    match = _FILTERED.fullmatch(text)
+    if match is None:
+        return None
+    comm = match["comm"] if match["hex"] is None else bytes.fromhex(match["hex"].decode())
+    action = int(match["code"], 16) & 0xFFFF0000
+    return CallFiltered(
+        pid=int(match["pid"]),
+        comm=_name(comm),
+        architecture=int(match["arch"], 16),
+        call=int(match["call"]),
+        let_through=action == 0x7FFC0000,  # SECCOMP_RET_LOG
+    )
 
 
 def _fork_rejected(text: bytes) -> ForkRejected | None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from supervisor.cgroup.api import Counters, Usage
+from supervisor.container import seccomp
 from supervisor.errors import KernelError, SpawnError, SupervisorError
+from supervisor.linux import kmsg
 from supervisor.model.record import (
     CpuUse,
     Evidence,
@@ -32,6 +34,10 @@ from supervisor.supervise.storage import Storage
 
 if TYPE_CHECKING:
     from supervisor.supervise.run import Run
+
+
+SIGSYS = 31
+"""How a filter ends a process."""
 
 
 @frozen
@@ -65,7 +71,11 @@ def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord
     )
     written = storage.output_bytes() if run.output is None else run.output.written
     record = _record(run, reason, code, number, read, found, told)
-    return evolve(record, output=OutputUse(run.limits.output, written))
+    return evolve(
+        record,
+        output=OutputUse(run.limits.output, written),
+        evidence=record.evidence + _filtered_calls(run, number),
+    )
 
 
 def start_failed(run: Run, error: SupervisorError) -> RunRecord:
@@ -122,6 +132,24 @@ def _foreign(run: Run) -> bool:
 
 def _kernel_paths(run: Run) -> tuple[str, ...]:
     return tuple(n.path for n in run.cgroup.notifications if n.kind == "kmsg")
+
+
+def _filtered_calls(run: Run, signal: int | None) -> tuple[Evidence, ...]:
+    """What the kernel log has of system calls that the filter logged, or ended the job for."""
+    if run.spec.seccomp in ("default", "unconfined") and signal != SIGSYS:
+        return ()
+    found: dict[str, int] = {}
+    log, paths = run.shared.kernel_log, _kernel_paths(run)
+    for call, certain in log.filtered(*paths, pid=run.payload, since=run.calls_mark):
+        name = seccomp.call_name(call.architecture, call.call)
+        what = "let through, though refused by default" if call.let_through else "not allowed"
+        text = f"system call {name} of process {call.pid} ({call.comm!r}): {what}"
+        text += "" if certain else " (it had ended, and may have been another job's)"
+        found[text] = found.get(text, 0) + 1
+    return tuple(
+        Evidence(kmsg.PATH, text + (f", {count} times" if count > 1 else ""))
+        for text, count in found.items()
+    )
 
 
 def _from_log(run: Run, counters: Counters) -> tuple[Evidence, ...]:

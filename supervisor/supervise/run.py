@@ -90,6 +90,7 @@ class Run:
         self.cause: Cause | None = None
         self.oom_first = False
         self.log_mark = shared.kernel_log.mark()
+        self.calls_mark = shared.kernel_log.calls
         self.limit_history: list[LimitChange] = []
         self._on_state = on_state
         self._state = State.STARTING

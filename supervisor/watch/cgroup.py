@@ -22,7 +22,7 @@ import trio
 
 from supervisor.cgroup.api import JobCgroup, Notification
 from supervisor.linux.inotify import Inotify
-from supervisor.linux.kmsg import ForkRejected, OomVictim, Record
+from supervisor.linux.kmsg import CallFiltered, ForkRejected, OomVictim, Record
 from supervisor.model.limits import Limits
 from supervisor.watch.alarms import Alarms
 from supervisor.watch.kernel_log import KernelLog
@@ -159,6 +159,8 @@ class Watcher:
 
     def _on_record(self, record: Record) -> None:
         """Any OOM may settle those that are being waited for; one on the host may be anybody's."""
+        if isinstance(record, CallFiltered):
+            return  # it moves no counter
         if isinstance(record, ForkRejected):
             _recheck(self._named(record.cgroup) if record.cgroup else self._all)
         elif isinstance(record, OomVictim):

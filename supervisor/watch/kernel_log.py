@@ -15,6 +15,7 @@ from supervisor.errors import KernelError
 from supervisor.linux import proc
 from supervisor.linux.kmsg import (
     PATH,
+    CallFiltered,
     ForkRejected,
     Kmsg,
     OomKilled,
@@ -79,7 +80,10 @@ class KernelLog:
         self._kills: deque[Kill] = deque(maxlen=REMEMBERED)
         self._forks: deque[str] = deque(maxlen=REMEMBERED)
         self._pids: deque[int] = deque(maxlen=REMEMBERED)
+        self._calls: deque[tuple[CallFiltered, tuple[str, ...]]] = deque(maxlen=REMEMBERED)
         self._killed = 0
+        self.calls = 0
+        """How many filtered calls have been read."""
 
     @classmethod
     def open(cls, path: str = PATH) -> KernelLog:
@@ -112,6 +116,9 @@ class KernelLog:
             self._forks.append(record.cgroup)
         elif isinstance(record, OomVictim):
             self._kills.append(Kill(record, None))
+        elif isinstance(record, CallFiltered):
+            self.calls += 1
+            self._calls.append((record, _cgroups_of(record.pid)))
         else:
             self._pids.append(record.pid)
             self._killed += 1
@@ -148,6 +155,20 @@ class KernelLog:
         if found and self._kmsg and self._kmsg.overwritten:
             found.append("some records were overwritten before they were read")
         return tuple(Evidence(PATH, what) for what in found)
+
+    def filtered(self, *paths: str, pid: int, since: int) -> tuple[tuple[CallFiltered, bool], ...]:
+        """The calls that a filter logged of processes in `paths`, or of process `pid`.
+
+        The kernel names no cgroup here.  A process that had ended before the line was read may
+        have been anybody's: False beside its call.  `since` is what `calls` was at the start.
+        """
+        self.drain()
+        new = [*self._calls][max(0, len(self._calls) - (self.calls - since)) :]
+        return tuple(
+            (call, bool(cgroups) or call.pid == pid)
+            for call, cgroups in new
+            if not cgroups or call.pid == pid or any(_in(cgroup, paths) for cgroup in cgroups)
+        )
 
     @staticmethod
     def _about(kill: Kill, paths: Collection[str], pids: Collection[int]) -> bool:
@@ -191,6 +212,13 @@ class KernelLog:
         """Idempotent; what was read is still known."""
         if self._kmsg:
             self._kmsg.close()
+
+
+def _cgroups_of(pid: int) -> tuple[str, ...]:
+    try:
+        return tuple(one.path for one in proc.memberships(f"/proc/{pid}/cgroup"))
+    except KernelError:
+        return ()  # it has ended
 
 
 def _in(cgroup: str | None, paths: Collection[str]) -> bool:

@@ -497,3 +497,15 @@ def test_a_hidden_file_stays_hidden_when_the_host_replaces_it(
         assert ended(tmp_state, out)["one"].out == ""
     finally:
         shutil.rmtree(directory)
+
+
+def test_a_logged_call_is_evidence(tmp_state: State) -> None:
+    job = {"command": "unshare -n true", "seccomp": "log"}
+    found = run_jobs(tmp_state, {"one": job})["one"].record
+    told = [one["what"] for one in found["evidence"] if one["source"] == "/dev/kmsg"]
+    if "audit=0" in Path("/proc/cmdline").read_text().split():
+        assert told == []  # as in the test guests: nothing is logged, and nothing invented
+        return
+    (line,) = [text for text in told if "system call unshare" in text]
+    assert line.startswith("system call unshare of process ")
+    assert line.endswith("('unshare'): let through, though refused by default")

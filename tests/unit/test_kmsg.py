@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from supervisor.errors import KernelError
 from supervisor.linux.kmsg import (
     COMM_MAX,
+    CallFiltered,
     ForkRejected,
     Kmsg,
     OomKilled,
@@ -257,3 +258,38 @@ def test_what_is_no_kernel_log_is_refused(tmp_path: Path) -> None:
         with pytest.raises(KernelError, match="not the kernel's log") as wrong:
             open_kmsg(other)
         assert wrong.value.errno == errno.ENODEV
+
+
+AUDIT = (
+    "audit: type=1326 audit(1795595084.824:8): auid=4294967295 uid=0 gid=0 ses=4294967295 pid=82 "
+    'comm={comm} exe="/usr/bin/unshare" sig=0 arch=c000003e syscall=272 compat=0 '
+    "ip=0x7fe62db970f7 code=0x{code}"
+)
+
+
+@pytest.mark.parametrize(
+    ("comm", "code", "found"),
+    [
+        ('"unshare"', "7ffc0000", ("unshare", True)),
+        ('"unshare"', "80000000", ("unshare", False)),
+        ("756E20222078", "7ffc0000", ('un " x', True)),
+    ],
+)
+def test_a_filtered_call(comm: str, code: str, found: tuple[str, bool]) -> None:
+    line = AUDIT.format(comm=comm, code=code)
+    record = parse(f"5,1,2,-;{line}\n".encode())
+    assert isinstance(record, CallFiltered)
+    assert (record.comm, record.let_through) == found
+    assert (record.pid, record.call, record.architecture) == (82, 272, 0xC000003E)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        AUDIT.format(comm='"a" pid=1 comm="b"', code="0"),  # no kernel prints such a name so
+        AUDIT.format(comm='"a"', code="0").replace("type=1326", "type=1300"),
+        AUDIT.format(comm='"a"', code="0") + " more",
+    ],
+)
+def test_what_only_looks_like_one_is_none(line: str) -> None:
+    assert parse(f"5,1,2,-;{line}\n".encode()) is None
