@@ -53,7 +53,7 @@ _KILLED = re.compile(
 
 # A name with a blank or a quote in it is printed in hexadecimal digits (audit_log_untrustedstring).
 _FILTERED = re.compile(
-    rb"audit: type=1326 audit\([\d.:]+\): (?:[a-z]+=\S+ )*?pid=(?P<pid>\d+) "
+    rb"audit: type=1326 audit\([\d.:]+\): (?:(?!pid=|comm=)[a-z]+=\S+ )*pid=(?P<pid>\d+) "
     rb'comm=(?:"(?P<comm>[^"]*)"|(?P<hex>(?:[0-9A-F]{2})+)) exe=(?:"[^"]*"|\S+) sig=\d+ '
     rb"arch=(?P<arch>[0-9a-f]+) syscall=(?P<call>\d+) compat=\d ip=0x[0-9a-f]+ "
     rb"code=0x(?P<code>[0-9a-f]+)"
