@@ -15,6 +15,7 @@ from attrs import asdict, fields
 from supervisor.front.problems import is_bare
 from supervisor.front.settings import Config, SupervisorSettings
 from supervisor.model.job import (
+    HIDDEN,
     InlineAction,
     JobSpec,
     Mount,
@@ -26,7 +27,8 @@ from supervisor.model.job import (
 from supervisor.model.limits import IoLimit
 from supervisor.model.units import duration_text, size_text
 
-_SIZES = ("memory", "memory_high", "memory_low", "swap", "read_bps", "write_bps")
+_SIZES = ("memory", "memory_high", "memory_low", "swap", "output", "read_bps", "write_bps",
+          "core", "fsize", "memlock", "stack")  # fmt: skip
 _TIMES = ("timeout", "cpu_time", "time_offset", "grace", "backoff", "max_backoff", "after")
 _NONE_IS_MAX = ("attempts",)
 """Where None is no bound, and leaving the key out would mean the default."""
@@ -65,8 +67,16 @@ def _job(job: JobSpec) -> dict[str, Any]:
         if attribute.name not in ("name", "group", "command", "hooks"):
             key = "group" if attribute.name == "user_group" else attribute.name
             table[key] = _plain(key, getattr(job, attribute.name))
+    table["hide"] = _hidden(job.hide)
     table |= {hook: _hook(action) for hook, action in job.hooks.items()}
     return _nonempty(_set(table))
+
+
+def _hidden(paths: tuple[str, ...]) -> str | list[str]:
+    """What is hidden beside the default, or the word for all or nothing."""
+    if not {*HIDDEN} <= {*paths}:
+        return "nothing"
+    return [path for path in paths if path not in HIDDEN] or "default"
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -319,7 +319,7 @@ def as_nobody(tmp_path_factory: pytest.TempPathFactory):
         packages = sysconfig.get_paths()["purelib"]
         for name in ("attr", "attrs", "cattrs", "cattr", "pluggy", "trio", "outcome", "sniffio",
                      "sortedcontainers", "idna", "structlog", "typing_extensions.py",
-                     "pyinotify.py", "pyroute2"):  # fmt: skip
+                     "pyinotify.py", "pyroute2", "pyseccomp.py"):  # fmt: skip
             source = Path(packages, name)
             if source.is_dir():
                 shutil.copytree(source, home / "lib" / name)

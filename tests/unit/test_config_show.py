@@ -28,6 +28,7 @@ from supervisor.model import (
     Tmpfs,
     UserNamespace,
 )
+from supervisor.model.job import HIDDEN, Capabilities, Rlimits
 from supervisor.model.units import LARGEST_SIZE, LONGEST
 from tests.unit.test_config_flags import IN_A_FILE
 from tests.unit.test_config_parse import CONTEXT, read
@@ -72,6 +73,7 @@ limits = st.builds(
     cpuset=maybe(st.just("0-2,4")),
     io=st.lists(io_limits, max_size=2).map(tuple),
     open_files=maybe(st.integers(3, 9999)),
+    output=maybe(sizes),
 )
 jobs = st.builds(
     JobSpec,
@@ -80,6 +82,11 @@ jobs = st.builds(
     root=st.just("host") | paths,
     write=st.just("overlay"),
     keep=st.booleans(),
+    hide=st.sampled_from([HIDDEN, (), (*HIDDEN, "/srv/x y")]),
+    capabilities=st.sampled_from([Capabilities(), Capabilities(("NET_RAW",), ("ALL",))]),
+    seccomp=st.just("log") | paths,
+    rlimits=st.builds(Rlimits, core=maybe(sizes), nproc=maybe(st.integers(1, 9))),
+    oom_score_adj=st.integers(-1000, 1000),
     mounts=st.lists(st.builds(Mount, paths, paths, st.booleans()), max_size=1).map(tuple),
     tmpfs=maybe(sizes).map(lambda size: (Tmpfs("/tmpfs of mine", size),)),
     network=st.sampled_from(["none", "host"]),
