@@ -63,7 +63,7 @@ def request(
         groups=identity.groups,
         capabilities=tuple(sorted(allowed)),
         ambient=_ambient(spec) if identity.uid else (),
-        rlimits=_rlimits(spec),
+        rlimits=_rlimits(spec, facts),
         oom_score_adj=spec.oom_score_adj,
         filters=seccomp.programs(spec.seccomp, allowed),
         working_dir=spec.working_dir,
@@ -91,11 +91,15 @@ def _ambient(spec: JobSpec) -> tuple[int, ...]:
     return tuple(sorted(caps.of_job(asked.add, ("ALL", *asked.drop)))) if asked.add else ()
 
 
-def _rlimits(spec: JobSpec) -> tuple[tuple[int, int], ...]:
+def _rlimits(spec: JobSpec, facts: host.Facts) -> tuple[tuple[int, int, int], ...]:
+    """(number, soft, hard); of open files at least what the supervisor itself was given."""
     wanted = {name: getattr(spec.rlimits, name) for name in RLIMITS}
-    wanted["nofile"] = spec.limits.open_files
     numbers = RLIMITS | {"nofile": c.RLIMIT_NOFILE}
-    return tuple((numbers[name], value) for name, value in wanted.items() if value is not None)
+    wanted["nofile"] = spec.limits.open_files
+    found = [(numbers[n], value, value) for n, value in wanted.items() if value is not None]
+    if facts.open_files and spec.limits.open_files is None:
+        found.append((c.RLIMIT_NOFILE, *facts.open_files))
+    return tuple(found)
 
 
 def environment(spec: JobSpec, identity: users.Identity) -> dict[str, str]:
@@ -154,8 +158,8 @@ def _describe_rest(request: Request) -> Iterator[str]:
         yield f"payload: write 0 > {path}"
     yield "payload: unshare CLONE_NEWCGROUP, setsid, close all but 0 1 2"
     names = {number: name for name, number in RLIMITS.items()} | {c.RLIMIT_NOFILE: "nofile"}
-    for number, value in request.rlimits:
-        yield f"payload: setrlimit {names[number]} {value}"
+    for number, soft, hard in request.rlimits:
+        yield f"payload: setrlimit {names[number]} {soft}" + (f":{hard}" if soft != hard else "")
     yield "payload: keyctl JOIN_SESSION_KEYRING"
     if request.oom_score_adj is not None:
         yield f"payload: write {request.oom_score_adj} > /proc/self/oom_score_adj"

@@ -157,8 +157,8 @@ def run_payload(
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
     syscalls.close_range(3, 0x7FFFFFFF, constants.CLOSE_RANGE_CLOEXEC)
-    for resource, value in request.rlimits:
-        _guard("rlimits", syscalls.setrlimit, resource, value, value)
+    for resource, soft, hard in request.rlimits:
+        _guard("rlimits", syscalls.setrlimit, resource, soft, hard)
     _guard("keyring", syscalls.new_session_keyring)
     if request.oom_score_adj is not None:
         _guard("oom_score_adj", _set_oom_score_adj, request, request.oom_score_adj)

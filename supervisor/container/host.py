@@ -68,6 +68,7 @@ class Facts:
     pseudo      mount points of pseudo file systems at unusual places
     private     directories of the supervisor's own: no job with the host's root sees them
     covered     what the launcher has hidden in its view of the host's root
+    open_files  (soft, hard) that jobs get, where the supervisor has raised its own
     bounding    the capabilities the supervisor may hand on, by number
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
     """
@@ -78,6 +79,7 @@ class Facts:
     pseudo: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     covered: tuple[str, ...] = ()
+    open_files: tuple[int, int] | None = None
     bounding: frozenset[int] = frozenset()
     masked: tuple[tuple[str, bool], ...] = ()
     read_only: tuple[str, ...] = ()
@@ -89,9 +91,15 @@ class Host:
     poll(2) on mountinfo tells of a change since the last read by POLLERR (proc_pid_mounts(5)).
     """
 
-    def __init__(self, work: str, private: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        work: str,
+        private: tuple[str, ...] = (),
+        open_files: tuple[int, int] | None = None,
+    ) -> None:
         self._work = work
         self._private = private
+        self._open_files = open_files
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLERR | select.POLLPRI)
@@ -100,7 +108,8 @@ class Host:
 
     def facts(self) -> Facts:
         if self._facts is None or self._poll.poll(0):
-            self._facts = evolve(look(self._work, self._private), covered=self._covered)
+            seen = look(self._work, self._private)
+            self._facts = evolve(seen, covered=self._covered, open_files=self._open_files)
         return self._facts
 
     def cover(self, paths: tuple[str, ...]) -> None:

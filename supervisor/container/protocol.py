@@ -73,7 +73,7 @@ class Request:
     search          directories that argv[0] is looked for in, when it has no slash
     uid, gid, groups, working_dir: of the payload
     capabilities    all it may ever have; `ambient`: those it keeps as a user who is not root
-    rlimits         (number, value) pairs, soft and hard alike
+    rlimits         (number, soft, hard) of each
     oom_score_adj   or None to leave it
     filters         BPF programs of seccomp(2), in the order of their installation
     """
@@ -123,7 +123,7 @@ class Request:
     groups: tuple[int, ...]
     capabilities: tuple[int, ...]
     ambient: tuple[int, ...]
-    rlimits: tuple[tuple[int, int], ...]
+    rlimits: tuple[tuple[int, int, int], ...]
     oom_score_adj: int | None
     filters: tuple[bytes, ...]
     working_dir: str

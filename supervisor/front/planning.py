@@ -10,6 +10,7 @@ May import: everything.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def plan(path: Path, wanted: str | None) -> Iterator[str]:
     assert settings.state is not None
     manager = detect(settings.name, settings.cgroup_parent)
     facts = host.look(str(settings.runtime / "work"), (str(settings.state.root),))
-    facts = evolve(facts, covered=rootfs.coverable(facts))
+    given = resource.getrlimit(resource.RLIMIT_NOFILE)
+    facts = evolve(facts, covered=rootfs.coverable(facts), open_files=given)
     planner = _Planner(settings, settings.state, manager, facts, Engine(policies, HookCaller()))
     yield from planner.instance()
     for job in jobs:

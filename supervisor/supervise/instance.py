@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -137,7 +138,8 @@ async def open_instance(
         kernel_log = KernelLog.open()
         stack.callback(kernel_log.close)
         work = settings.runtime / "work"
-        host = Host(str(work), (str(settings.state.root),) if settings.state else ())
+        private = (str(settings.state.root),) if settings.state else ()
+        host = Host(str(work), private, open_files=raise_open_files())
         stack.callback(host.close)
         hidden = rootfs.coverable(host.facts())
         launcher = await stack.enter_async_context(
@@ -168,6 +170,16 @@ async def open_instance(
             for text in watcher.blind:
                 log.emit("warning", text=f"cannot see {text}")
         yield instance
+
+
+def raise_open_files() -> tuple[int, int]:
+    """Have as many descriptors as we may: a running job takes five.  What jobs are to get.
+
+    Their soft limit stays what ours was: a program that uses select(2) knows no more than 1024.
+    """
+    given = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (given[1], given[1]))
+    return given
 
 
 def start_launcher(reaper: Reaper, argv: Sequence[str], control: int) -> Child:

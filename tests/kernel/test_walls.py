@@ -308,6 +308,17 @@ def test_rlimits_and_the_oom_score(look: Run) -> None:
     assert look(limits).told["oom"] == 200
 
 
+def test_many_jobs_need_more_descriptors_than_each_of_them_gets(tmp_state: State) -> None:
+    """The supervisor raises its own soft limit, 64 here, and hands on the one it was given."""
+    jobs = {"one": {"script": "ulimit -Sn; ulimit -Hn; sleep 1", "matrix": {"n": [*range(40)]}}}
+    config = write_config(tmp_state, jobs)
+    done = after(tmp_state, ["prlimit", "--nofile=64:4000"], config, "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["reason"] for record in records] == ["succeeded"] * 40, done.stderr
+    found = ended(tmp_state, done.stdout)
+    assert {job.out for job in found.values()} == {"64\n4000\n"}
+
+
 def test_the_oom_score_in_a_user_namespace(tmp_state: State) -> None:
     job = {
         "command": "cat /proc/self/oom_score_adj",
