@@ -30,6 +30,25 @@ Version = Literal["v1", "hybrid", "v2", "none"]
 
 
 @frozen
+class DeviceRule:
+    """What a payload may do with a device: read it (r), write it (w), make a node of it (m).
+
+    `kind` is "c" or "b", for character and block devices; `minor` None: every one of that `major`.
+    """
+
+    kind: Literal["c", "b"]
+    major: int
+    minor: int | None
+    access: str
+
+    @property
+    def text(self) -> str:
+        """As v1's devices.allow takes it: "c 136:* rw"."""
+        minor = "*" if self.minor is None else self.minor
+        return f"{self.kind} {self.major}:{minor} {self.access}"
+
+
+@frozen
 class Entry:
     """How a freshly cloned child gets into its cgroup: all that the launcher needs to know.
 
@@ -95,7 +114,8 @@ class Missing:
     @property
     def key(self) -> str:
         """Its whole path in a job's configuration: "limits.memory", "pressure.io"."""
-        return self.limit if "." in self.limit else f"limits.{self.limit}"
+        whole = "." in self.limit or self.limit == "devices"
+        return self.limit if whole else f"limits.{self.limit}"
 
     def of(self, resource: Resource) -> bool:
         """Whether it is the pressure of `resource` that lacks."""
@@ -166,7 +186,7 @@ class JobCgroup(Protocol):
 
     @property
     def entry(self) -> Entry:
-        """To be read after `apply`, which may add a cpuset."""
+        """To be read after `apply` and `confine`, which may add a cpuset and a list of devices."""
 
     @property
     def notifications(self) -> tuple[Notification, ...]: ...
@@ -175,6 +195,12 @@ class JobCgroup(Protocol):
         """Write every limit and read it back; what the kernel rounded is accepted, nothing else.
 
         Raises LimitError for a limit the host cannot enforce, KernelError for a failed write.
+        """
+
+    def confine(self, devices: Iterable[DeviceRule]) -> None:
+        """Let the payload use these devices and no others; before it is there.  See `entry`.
+
+        v1: devices.allow.  v2: a BPF program.  Where `missing_devices` says so: KernelError.
         """
 
     def change(self, limit: LimitName, to: float) -> float:
@@ -268,6 +294,9 @@ class CgroupManager(Protocol):
     def missing_pressure(self, resources: Iterable[Resource]) -> tuple[Missing, ...]:
         """Those of `resources` whose pressure nothing tells of here."""
 
+    def missing_devices(self) -> Missing | None:
+        """Why no rule about devices can be enforced here, if so."""
+
     def prepare(self, count: int) -> None:
         """Make `count` run directories ahead of need."""
 
@@ -286,11 +315,12 @@ class CgroupManager(Protocol):
         kill_whole_on_oom: bool = True,
         hold: bool = False,
         pressure: Mapping[Resource, float] | None = None,
+        devices: Iterable[DeviceRule] | None = None,
     ) -> Rehearsed:
         """What `create`, `apply` and, with `hold`, `hold_at_limit` would do; touches nothing.
 
-        The lines are "mkdir PATH" and "write TEXT > PATH", in order.  Raises LimitError and
-        KernelError as these do.
+        The lines are "mkdir PATH" and "write TEXT > PATH", in order.  With `devices`, `confine`
+        too.  Raises LimitError and KernelError as these do.
         """
 
     def leftovers(self) -> tuple[str, ...]:

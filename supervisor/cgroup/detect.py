@@ -19,7 +19,7 @@ from supervisor.linux import proc as procfs
 CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io")
 """Those that limit something, by their v2 names."""
 _V1_NAMES = {"blkio": "io"}
-_WANTED = frozenset({*CONTROLLERS, "cpuacct", "freezer"})
+_WANTED = frozenset({*CONTROLLERS, "cpuacct", "devices", "freezer"})
 
 
 @frozen

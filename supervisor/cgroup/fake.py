@@ -14,6 +14,7 @@ from attrs import define, evolve, field
 
 from supervisor.cgroup.api import (
     Counters,
+    DeviceRule,
     Entry,
     Missing,
     Notification,
@@ -45,6 +46,7 @@ class FakeJob:
     name: str
     kill_whole_on_oom: bool = True
     limits: Limits = Limits()
+    devices: tuple[DeviceRule, ...] | None = None
     members: set[int] = field(factory=set)
     init: int | None = None
     counted: Counters = field(factory=Counters)
@@ -74,6 +76,12 @@ class FakeJob:
         self.limits = limits
         values = ((name, getattr(limits, name)) for name in _APPLIED)
         return tuple(Reading(f"{self.path}/{k}", str(v)) for k, v in values if _is_set(v))
+
+    def confine(self, devices: Iterable[DeviceRule]) -> None:
+        self._alive()
+        if self.manager.missing_devices():
+            raise KernelError("limit devices", self.path, errno.ENOSYS)
+        self.devices = tuple(devices)
 
     def change(self, limit: LimitName, to: float) -> float:
         self._alive()
@@ -234,7 +242,7 @@ class FakeManager:
         return tuple(
             Missing(name, "imagined to be missing", "imagine it")
             for name in asked
-            if "." not in name and _is_set(getattr(limits, name))
+            if "." not in name and _is_set(getattr(limits, name, None))
         )
 
     def missing_pressure(self, resources: Iterable[Resource]) -> tuple[Missing, ...]:
@@ -244,6 +252,11 @@ class FakeManager:
             for name in asked
             if name in self.lacks
         )
+
+    def missing_devices(self) -> Missing | None:
+        if "devices" not in self.lacks:
+            return None
+        return Missing("devices", "imagined to be missing", "imagine it")
 
     def prepare(self, count: int) -> None:
         self.prepared = count
@@ -262,10 +275,14 @@ class FakeManager:
         kill_whole_on_oom: bool = True,
         hold: bool = False,
         pressure: Mapping[Resource, float] | None = None,
+        devices: Iterable[DeviceRule] | None = None,
     ) -> Rehearsed:
         job = FakeJob(self, run, kill_whole_on_oom)
         lines = [f"mkdir {_ROOT}/{run}", f"mkdir {job.entry.init_dir}", f"mkdir {job.path}"]
         lines += [f"write {one.text} > {one.path}" for one in job.apply(limits)]
+        if devices is not None:
+            job.confine(devices)
+            lines += [f"write {rule.text} > {job.path}/devices" for rule in job.devices or ()]
         if hold:
             lines.append(f"write 1 > {job.path}/hold")
         sources = tuple(job.pressure(*one) for one in (pressure or {}).items())

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from supervisor.cgroup import psi, v1, v2
-from supervisor.cgroup.api import Counters, Entry, Notification, PressureSource, Reading, Usage
+from supervisor.cgroup.api import (
+    Counters,
+    DeviceRule,
+    Entry,
+    Notification,
+    PressureSource,
+    Reading,
+    Usage,
+)
 from supervisor.cgroup.parts import (
     AccountPart,
     CpuPart,
@@ -40,6 +49,7 @@ class Job:
         self._cpu = self._cpu_part()
         self._io = self._io_part()
         self._account: AccountPart | None = manager.account(name)
+        self._lists: tuple[str, ...] = ()
         self._stopped = False
         self._at_wire = False
         self._deciding = threading.Lock()  # `try_hold` runs in a thread of its own
@@ -96,7 +106,7 @@ class Job:
         nested = self._manager.unified is not None and self._manager.unified.nested
         return Entry(
             init_files=tuple(f"{run}/tasks" for run in old),
-            payload_files=tuple(f"{run}/payload/tasks" for run in old),
+            payload_files=(*(f"{run}/payload/tasks" for run in old), *self._lists),
             init_dir=(f"{unified}/init" if nested else unified),
             payload_dir=f"{unified}/payload" if unified else None,
         )
@@ -133,6 +143,10 @@ class Job:
         if self._io:
             readings += self._io.set(limits.io)
         return tuple(readings)
+
+    def confine(self, devices: Iterable[DeviceRule]) -> None:
+        payload = f"{self._tree.unified}/payload" if self._tree.unified else None
+        self._lists = self._manager.devices.confine(payload, tuple(devices))
 
     def _cpuset_part(self) -> CpusetPart:
         """Its directories are made only now: few jobs ask for CPUs by number."""

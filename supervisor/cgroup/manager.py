@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from supervisor.cgroup import delegate, files, psi, rehearsal, v1, v2
-from supervisor.cgroup.api import Missing, Rehearsed, Version
+from supervisor.cgroup import delegate, devices, files, psi, rehearsal, v1, v2
+from supervisor.cgroup.api import DeviceRule, Missing, Rehearsed, Version
 from supervisor.cgroup.detect import CONTROLLERS, Found, Hierarchy
 from supervisor.cgroup.job import Job
 from supervisor.cgroup.parts import LEAST_CPUS, block_device, rates
@@ -87,12 +87,24 @@ class Manager:
         self.layers = [layer for layer in layers if self._always(layer)]
         self.layers.sort(key=lambda layer: "memory" not in layer.controllers)
         self._cpuset = next((layer for layer in layers if "cpuset" in layer.controllers), None)
+        self.devices = self._devices_of(layers)
         self._step: delegate.Step | None = None
         self.psi = psi.Psi(self.unified.hierarchy.base if self.unified else None, found.proc)
         self._open = False
         self._spares: list[str] = []
         self._made = 0
         self._mine: set[str] = set()
+
+    def _devices_of(self, layers: list[Layer]) -> devices.Devices:
+        """A devices controller where it has a hierarchy to itself, else a program, else nothing.
+
+        One that shares its hierarchy would tear the runs' limits apart: a task is in one cgroup
+        of a hierarchy.
+        """
+        for layer in layers:
+            if layer.controllers == {"devices"}:
+                return devices.Lists(layer.directory)
+        return devices.Programs() if self.unified else devices.Absent()
 
     def _always(self, layer: Layer) -> bool:
         """Whether every run has a directory there."""
@@ -239,6 +251,9 @@ class Manager:
             one for one in lacking if one and not (one.limit == "pressure.memory" and v1_tells)
         )
 
+    def missing_devices(self) -> Missing | None:
+        return self.devices.missing()
+
     def prepare(self, count: int) -> None:
         self._ensure_open()
         while len(self._spares) < count:
@@ -275,6 +290,7 @@ class Manager:
         kill_whole_on_oom: bool = True,
         hold: bool = False,
         pressure: Mapping[Resource, float] | None = None,
+        devices: Iterable[DeviceRule] | None = None,
     ) -> Rehearsed:
         with rehearsal.rehearse() as noted:
             # another manager: this one has its directories open, and must not believe in more
@@ -282,6 +298,8 @@ class Manager:
                 run, kill_whole_on_oom=kill_whole_on_oom
             )
             job.apply(limits)
+            if devices is not None:
+                job.confine(devices)
             if hold:
                 job.hold_at_limit(True)
             sources = tuple(job.pressure(*one) for one in (pressure or {}).items())
@@ -399,6 +417,7 @@ class Manager:
         with self._locked():
             for layer in self._all_layers():
                 files.remove(layer.directory)
+            self.devices.close()
             if self._step:
                 self._step.undo()
                 self._step = None

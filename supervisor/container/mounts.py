@@ -331,5 +331,9 @@ def _bind_read_only(source: str, target: str) -> None:
 
 
 def _attribute_names(attributes: int) -> str:
-    names = ((c.MOUNT_ATTR_RDONLY, "ro"), (c.MOUNT_ATTR_NOSUID, "nosuid"))
+    names = (
+        (c.MOUNT_ATTR_RDONLY, "ro"),
+        (c.MOUNT_ATTR_NOSUID, "nosuid"),
+        (c.MOUNT_ATTR_NODEV, "nodev"),
+    )
     return ",".join(name for bit, name in names if attributes & bit)

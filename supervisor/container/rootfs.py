@@ -10,7 +10,7 @@ init executes it.
     in a user namespace          the mounts below / are locked together: bound as one, the
                                  kernel's pseudo file systems among them hidden
 
-May import: `errors`, `model`, `linux`, `container.{mounts,host}`.
+May import: `errors`, `model`, `linux`, `container.{mounts,host,devices,users}`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from supervisor.container import mounts
+from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
 from supervisor.container.users import resolve_in
 from supervisor.errors import SpawnError
@@ -180,8 +181,13 @@ class _Plan:
     def write(self) -> None:
         if not self.facts.privileged:
             self._own_work()
-        self._dev_tree()
+        if self.spec.devices:
+            self._standard_nodes(f"{self.facts.work}/dev" if self.facts.privileged else "/dev")
+        else:
+            self._dev_tree()
         self._take_from_host()
+        for device in self.spec.devices:
+            self._take_node(device.path, device.target)
         self._new_root()
         self.add(mounts.PivotRoot(root=self.root))
         self._kernel_file_systems()
@@ -190,13 +196,26 @@ class _Plan:
         self.add(mounts.DropOldRoot())
         if self.spec.write == "read-only":
             self.add(*(mounts.Seal(path=path) for path in self.opened))
+        if self.spec.devices:
+            self.add(mounts.Seal(path="/dev"))
         self._walls()
 
     def take(
-        self, source: str, target: str, *, read_only: bool, deep: bool, directory: bool
+        self,
+        source: str,
+        target: str,
+        *,
+        read_only: bool,
+        deep: bool,
+        directory: bool,
+        devices: bool = False,
     ) -> None:
-        """Open the mount at `source` before the pivot, to attach it at `target` after."""
-        attributes = c.MOUNT_ATTR_RDONLY if read_only else 0
+        """Open the mount at `source` before the pivot, to attach it at `target` after.
+
+        Without `devices` nobody can open a device there.
+        """
+        attributes = 0 if devices else c.MOUNT_ATTR_NODEV
+        attributes |= c.MOUNT_ATTR_RDONLY if read_only else 0
         self.add(
             mounts.OpenTree(tree=self.trees, source=source, recursive=deep, attributes=attributes)
         )
@@ -215,12 +234,29 @@ class _Plan:
         self.add(*(mounts.MakeFile(path=f"{work}/dev/{name}") for name, _, _ in mounts.DEV_NODES))
 
     def _dev_tree(self) -> None:
-        dev = f"{self.facts.work}/dev"
-        self.take(dev, "/dev", read_only=self.facts.privileged, deep=self.in_userns, directory=True)
+        """The launcher's skeleton of /dev, which many jobs share."""
+        self.take(
+            f"{self.facts.work}/dev", "/dev", read_only=self.facts.privileged, deep=self.in_userns,
+            directory=True, devices=True,
+        )  # fmt: skip
         if not self.facts.privileged:
-            for name, _, _ in mounts.DEV_NODES:
-                path = f"/dev/{name}"
-                self.take(path, path, read_only=False, deep=False, directory=False)
+            self._standard_nodes("/dev")
+
+    def _standard_nodes(self, source: str) -> None:
+        for name, _, _ in mounts.DEV_NODES:
+            self._take_node(f"{source}/{name}", f"/dev/{name}")
+
+    def _take_node(self, source: str, target: str) -> None:
+        self.take(source, target, read_only=False, deep=False, directory=False, devices=True)
+
+    def _own_dev(self) -> None:
+        """A /dev that has more than the skeleton."""
+        self.add(self._tmpfs("/dev", "mode=755,size=64K"))
+        self.add(
+            *(mounts.MakeDir(path=f"/dev/{name}", mode=0o755) for name in ("pts", "shm")),
+            *(mounts.Symlink(target=to, path=f"/dev/{name}") for name, to in mounts.DEV_LINKS),
+        )
+        self._dev_file_systems()
 
     def _take_from_host(self) -> None:
         """What is bound from the host: its other file systems, then the job's own mounts."""
@@ -304,11 +340,15 @@ class _Plan:
 
     def _targets(self) -> list[str]:
         targets = [mount.target for mount in self.spec.mounts]
+        targets += [device.target for device in self.spec.devices]
         return targets + [tmpfs.target for tmpfs in self.spec.tmpfs]
 
     def _take_mount(self, mount: Mount) -> None:
         if not os.path.exists(mount.source):
             raise SpawnError("mounts", 2, mount.source, "", hint="the source of a mount must exist")
+        if is_device(os.stat(mount.source).st_mode):
+            hint = f'devices = ["{mount.source}"] grants one'
+            raise SpawnError("mounts", 0, mount.source, "is a device", hint=hint)
         directory = os.path.isdir(mount.source)
         self.take(
             mount.source, mount.target, read_only=mount.read_only, deep=True, directory=directory
@@ -318,6 +358,7 @@ class _Plan:
         """The mount points (path, is a directory) that the root does not have."""
         wanted = [(m.target, os.path.isdir(m.source)) for m in self.spec.mounts]
         wanted += [(tmpfs.target, True) for tmpfs in self.spec.tmpfs]
+        wanted += [(device.target, False) for device in self.spec.devices]
         wanted += [(top, True) for top in OWN]
         return [
             (self._real(path), directory) for path, directory in wanted if not self._exists(path)
@@ -333,6 +374,8 @@ class _Plan:
 
     def _is_made(self, path: str) -> bool:
         tops = ("/tmp", "/run", *self.opened, *(tmpfs.target for tmpfs in self.spec.tmpfs))
+        if self.spec.devices:
+            tops = ("/dev", *tops)
         names = (path, self._real(path))
         return any(inside(name, (top,)) and name != top for name in names for top in tops)
 
@@ -351,7 +394,7 @@ class _Plan:
                     tree=self.trees,
                     source=source,
                     recursive=self.in_userns or bool(self.covered),
-                    attributes=c.MOUNT_ATTR_RDONLY,
+                    attributes=c.MOUNT_ATTR_RDONLY | c.MOUNT_ATTR_NODEV,
                 ),
                 mounts.Attach(tree=self.trees, target=self.root),
             )
@@ -401,7 +444,7 @@ class _Plan:
             if any(mark in path for mark in ",:\\"):
                 raise SpawnError("mounts", 22, path, "an overlay's path may not have , : or \\")
         data += ",userxattr" if self.in_userns else ""
-        self.add(mounts.Mount(fstype="overlay", target=self.root, flags=0, data=data))
+        self.add(mounts.Mount(fstype="overlay", target=self.root, flags=c.MS_NODEV, data=data))
 
     def _kernel_file_systems(self) -> None:
         """Before the old root is dropped: a user namespace may mount a proc only beside another."""
@@ -427,6 +470,8 @@ class _Plan:
         self.trees += 1
 
     def _attach(self) -> None:
+        if self.spec.devices:
+            self._own_dev()
         for tree, target, directory in self.pending:
             if self.spec.write == "overlay" or self._is_made(target):
                 make = mounts.MakeDir(path=target, mode=0o755) if directory else None

@@ -1,4 +1,4 @@
-"""Values made of several: mounts, tmpfs, I/O throttles, the user namespace.
+"""Values made of several: mounts, tmpfs, devices, I/O throttles, the user namespace.
 
 May import: `errors`, `model`, `front.kinds` and what that imports.
 """
@@ -13,7 +13,7 @@ from supervisor.front.kinds import Context, Parser, must
 from supervisor.front.problems import Wrong, collect, found, unknown
 from supervisor.front.toml_lines import Path
 from supervisor.linux import caps
-from supervisor.model.job import HIDDEN, Mount, Tmpfs, UserNamespace
+from supervisor.model.job import HIDDEN, Device, Mount, Tmpfs, UserNamespace
 from supervisor.model.limits import IoLimit
 
 LARGEST_ID = 2**32 - 2
@@ -82,6 +82,39 @@ def tmpfs(value: Any, context: Context) -> Tmpfs:
         raise must('"/PATH" or "/PATH:size=64M"', value)
     size = kinds.size(kinds.PAGE)(option.removeprefix("size="), context)
     return Tmpfs(_target(target, context), size)
+
+
+def device(value: Any, context: Context) -> Device:
+    """A table, or "PATH", "PATH:ACCESS", "PATH:TARGET", "PATH:TARGET:ACCESS"."""
+    if isinstance(value, str):
+        return _short_device(value, context)
+    parsers = {"path": kinds.host_path, "target": _device_target, "access": _access}
+    found = table(value, parsers, context, ("path",))
+    return Device(**{"target": _device_target(found["path"], context), **found})
+
+
+def _short_device(text: str, context: Context) -> Device:
+    path, *rest = text.split(":")
+    if len(rest) == 1 and not rest[0].startswith("/"):
+        rest = [path, *rest]
+    if len(rest) > 2:
+        raise must('"PATH", "PATH:ACCESS", "PATH:TARGET", "PATH:TARGET:ACCESS" or a table', text)
+    target = _device_target(rest[0] if rest else kinds.host_path(path, context), context)
+    return Device(kinds.host_path(path, context), target, *[_access(a, context) for a in rest[1:]])
+
+
+def _device_target(value: Any, context: Context) -> str:
+    path = _target(value, context)
+    if path in ("/dev", "/dev/pts", "/dev/shm"):
+        raise Wrong(f"{found(path)} is a directory of the job's own")
+    return path
+
+
+def _access(value: Any, context: Context) -> str:
+    letters = kinds.string(value, context)
+    if not letters or len(set(letters)) < len(letters) or not set(letters) <= set("rwm"):
+        raise must('of the letters "r", "w" and "m"', value)
+    return "".join(letter for letter in "rwm" if letter in letters)
 
 
 def io_limit(value: Any, context: Context) -> IoLimit:

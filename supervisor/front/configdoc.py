@@ -83,7 +83,7 @@ braces mean nothing.
 
 ## Reserved
 
-`limits.disk`, `schedule`, `ports`, `devices`,
+`limits.disk`, `schedule`, `ports`,
 `network = "bridge"`, images as `root` and `[images]` are not available in this version. They are
 refused, never ignored.
 """

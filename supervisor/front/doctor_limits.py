@@ -13,11 +13,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EAGAIN
+from errno import EAGAIN, EPERM
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from supervisor.cgroup.api import CgroupManager, JobCgroup, Notification
+from supervisor.cgroup.api import CgroupManager, DeviceRule, JobCgroup, Notification
 from supervisor.errors import LimitError, SupervisorError
 from supervisor.front.doctor_trial import ENDING, Check, Outcome, Verdict, attempt
 from supervisor.linux import syscalls
@@ -65,6 +65,7 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
         of("cpu_idle", Limits(cpu_idle=True), _read_back),
         of("cpuset", Limits(cpuset=cpu), _cpuset),
         of("io limit", Limits(io=(IoLimit(IO_PATH, write_bps=IO_RATE),)), _io),
+        lambda: _devices(manager),
         of("peaks in the record", Limits(), _peaks),
         of("whole-tree kill", Limits(), _kill, True),
         of("freeze and thaw", Limits(), _freeze),
@@ -94,6 +95,7 @@ def _check(manager: CgroupManager, name: str, limits: Limits, trial: Trial, need
 
 FIXES = {
     "io limit": "keep the job's data on a block device with an I/O controller of its own queue",
+    "devices": "not needed while no job has `devices`, CAP_MKNOD or CAP_SYS_ADMIN",
     "clone into the cgroup": "not needed: a job joins its cgroup before its command is executed",
     "peaks in the record": "not needed: no verdict rests on them; else a newer kernel",
     "pressure events": "boot with psi=1, a kernel with CONFIG_PSI; before 6.5 CAP_SYS_RESOURCE",
@@ -314,6 +316,37 @@ def _write() -> float:
         for _ in range(16):
             os.write(fd, buffer)
         return time.monotonic() - start
+
+
+NULL, ZERO = DeviceRule("c", 1, 3, "rw"), "/dev/zero"
+
+
+def _devices(manager: CgroupManager) -> Check:
+    """A process that may use /dev/null alone does not get /dev/zero."""
+    missing = manager.missing_devices()
+    if missing:
+        told = f"{missing.why}; a job opens what is in its own /dev, and no other node"
+        return Check("devices", "unavailable", told, missing.fix)
+
+    def trial(group: JobCgroup) -> tuple[Verdict, str]:
+        group.confine((NULL,))
+        outcome = _inside(group, _opened)
+        if outcome.failure:
+            return _failed(outcome)
+        found: Verdict = "enforced" if outcome.value == EPERM else "accounted only"
+        return found, f"{ZERO} was {'refused' if outcome.value == EPERM else 'opened'}"
+
+    return _check(manager, "devices", Limits(), trial, needed=False)
+
+
+def _opened() -> int:
+    """The errno of opening what is forbidden, 0 if it went; what is allowed is opened before."""
+    os.close(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+    try:
+        os.close(os.open(ZERO, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def _kill(group: JobCgroup) -> tuple[Verdict, str]:

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, host, rootfs
+from supervisor.container import build, devices, host, rootfs
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.rootfs import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
@@ -122,11 +122,19 @@ class _Planner:
         yield from (f"# lacking: {line}" for line in refusals(untold))
         for one in untold:
             pressure = {key: share for key, share in pressure.items() if not one.of(key)}
+        unguarded = self.manager.missing_devices()
+        if unguarded and devices.rests_on_cgroup(spec):
+            yield from (f"# lacking: {line}" for line in refusals([unguarded]))
         try:
             rehearsed = self.manager.rehearse(
-                run, limits, kill_whole_on_oom=spec.oom == "kill", hold=hold, pressure=pressure
+                run,
+                limits,
+                kill_whole_on_oom=spec.oom == "kill",
+                hold=hold,
+                pressure=pressure,
+                devices=None if unguarded else devices.rules(spec),
             )
-        except (LimitError, KernelError) as error:
+        except (LimitError, KernelError, SpawnError) as error:
             yield f"# lacking: {error}"
             return
         yield from self._container_lacks(spec, run, rehearsed)

@@ -274,6 +274,13 @@ JOB = Table((
                           "PATH[:size=SIZE]", many=True),
             "Empty writable directories in memory; they count against `limits.memory`.", "[]",
             '["/scratch:size=64M"]', "tmpfs"),
+    Setting("devices", Kind('array of `"/dev/fuse"`, `"/dev/sr0:r"`, `"PATH:TARGET:ACCESS"` or of '
+                            "`{ path, target, access }`",
+                            kinds.array(compounds.device, "an array of devices"),
+                            "PATH[:TARGET][:ACCESS]", many=True),
+            "Devices of the host it may use beside null, zero, full, random, urandom, tty and "
+            "its own terminals; `access` is of `r`, `w` and `m` (make nodes of it), else `rw`.",
+            "[]", '["/dev/fuse"]', "device", True),
     Setting("network", _words("none", "host", later=("bridge",)),
             "None but its own loopback, or the host's.", '"none"', '"host"', "network"),
     Setting("user", Kind('`"name"`, `"name:group"` or a number', kinds.account, "USER[:GROUP]"),
@@ -329,7 +336,8 @@ JOB = Table((
             "Start when these have ended as they should.", "[]", '["fetch"]'),
     Setting("matrix.*", Kind("array of strings or numbers", _matrix_value, ""),
             "One job for each value (for each combination of several keys); `{key}` stands for it "
-            "in command, script, environment, working_dir, root and mounts, `{{key}}` for itself.",
+            "in command, script, environment, working_dir, root, mounts and devices, `{{key}}` for "
+            "itself.",
             "none", "[1, 6, 9]"),
     Setting("priority", _whole(-1000000, 1000000), "The higher one starts first.", "0", "10"),
     *_hook_settings(),
@@ -339,7 +347,7 @@ JOB = Table((
     Setting("expect", Kind("a reason: see verdicts.md", _reason, "REASON"),
             "The reason that counts as ended well.", '"succeeded"', '"timeout"', "expect"),
 ), frozenset({
-    "limits.disk", "schedule", "ports", "devices",
+    "limits.disk", "schedule", "ports",
 }))  # fmt: skip
 
 TOP = ("supervisor", "policies", "defaults", "jobs")

@@ -16,6 +16,7 @@ from supervisor.front.problems import is_bare
 from supervisor.front.settings import Config, SupervisorSettings
 from supervisor.model.job import (
     HIDDEN,
+    Device,
     InlineAction,
     JobSpec,
     Mount,
@@ -91,7 +92,7 @@ def _plain(key: str, value: Any) -> Any:
         case PressureAt():
             shares = {one.name: getattr(value, one.name) for one in fields(PressureAt)}
             return {name: _share(part) for name, part in shares.items()}
-        case Mount() | IoLimit():
+        case Device() | Mount() | IoLimit():
             return _units(asdict(value))
         case tuple():
             return [_plain(key, item) for item in value]

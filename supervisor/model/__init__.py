@@ -30,6 +30,7 @@ from supervisor.model.event import (
 )
 from supervisor.model.job import (
     HOOKS,
+    Device,
     InlineAction,
     JobSpec,
     Mount,
@@ -46,7 +47,7 @@ from supervisor.model.state import State
 from supervisor.model.view import JobView
 
 __all__ = [
-    "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Tmpfs", "Restart", "Stop",
+    "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Tmpfs", "Device", "Restart", "Stop",
     "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS",
     "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Pressure", "Timeout", "Exited",
     "Populated", "CgroupGone", "Tick",

@@ -80,6 +80,18 @@ class Tmpfs:
 
 
 @frozen
+class Device:
+    """A device of the host that a job may use, at `target` in its own tree.
+
+    `access`: any of r (read), w (write) and m (make nodes of it), in this order.
+    """
+
+    path: str
+    target: str
+    access: str = "rw"
+
+
+@frozen
 class Stop:
     """How a job is stopped: `signal` to the whole tree, SIGKILL after `grace` seconds."""
 
@@ -180,6 +192,7 @@ class JobSpec:
     hide: tuple[str, ...] = HIDDEN
     mounts: tuple[Mount, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
+    devices: tuple[Device, ...] = ()
     network: Literal["none", "host"] = "none"
     user: str | None = None
     user_group: str | None = None

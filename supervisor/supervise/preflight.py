@@ -1,6 +1,6 @@
 """What is looked at before anything is started: limits that hold here, privilege that is there.
 
-May import: `errors`, `model`, `linux`, `cgroup.api`.
+May import: `errors`, `model`, `linux`, `cgroup.api`, `container.devices`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 
 from supervisor.cgroup.api import CgroupManager, Missing
+from supervisor.container.devices import rests_on_cgroup
 from supervisor.errors import LimitError, SupervisorError
 from supervisor.linux import caps
 from supervisor.model.job import JobSpec
@@ -43,7 +44,9 @@ def _limits(manager: CgroupManager, jobs: tuple[JobSpec, ...], *, fixes: bool) -
     found: dict[Missing, list[str]] = {}
     for job in jobs:
         watched = job.pressure.wanted() if "on_pressure" in job.hooks else ()
-        for one in (*manager.missing(job.limits), *manager.missing_pressure(watched)):
+        lacking = [*manager.missing(job.limits), *manager.missing_pressure(watched)]
+        unguarded = manager.missing_devices() if rests_on_cgroup(job) else None
+        for one in (*lacking, *([unguarded] if unguarded else ())):
             found.setdefault(one, []).append(job.name)
     return [
         f"{one.key} of {_names(names)}: {one.why}" + f" (fix: {one.fix})" * fixes

@@ -18,7 +18,7 @@ import trio
 from attrs import evolve
 
 from supervisor.cgroup.api import JobCgroup, Missing, PressureSource
-from supervisor.container import build
+from supervisor.container import build, devices
 from supervisor.container.spawn import Container
 from supervisor.errors import KernelError, LimitError, SupervisorError
 from supervisor.model.action import Retry
@@ -140,6 +140,7 @@ class Run:
         self.cgroup = shared.manager.create(self.id, kill_whole_on_oom=self.spec.oom == "kill")
         try:
             self.cgroup.apply(limits)
+            self._confine()
             self.limit_history.append(LimitChange(iso(time.time()), limits.memory, "configuration"))
             wants = shared.engine.wants("on_memory_limit", self.spec)
             self.held = limits.memory is not None and wants
@@ -154,6 +155,17 @@ class Run:
         finally:
             with trio.CancelScope(shield=True):
                 await self._tidy(self._remove_cgroup())
+
+    def _confine(self) -> None:
+        """Let the job use its devices alone; without that only where its mounts keep it to them."""
+        rules = devices.rules(self.spec)
+        lacking = self.shared.manager.missing_devices()
+        if lacking is None:
+            self.cgroup.confine(rules)
+        elif devices.rests_on_cgroup(self.spec):
+            if self.shared.on_missing == "refuse":
+                raise LimitError(refusals([lacking]), hint='or set on_missing = "warn"')
+            self.warn(f"devices are not enforced: {lacking.why} (fix: {lacking.fix})")
 
     def _enforceable(self) -> Limits:
         """The limits this host can enforce; LimitError for the others, or a warning each."""

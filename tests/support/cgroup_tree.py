@@ -40,6 +40,7 @@ V1_FILES = {
              | {"blkio.throttle.io_service_bytes":
                 "8:0 Read 4096\n8:0 Write 512\n8:0 Total 4608\nTotal 4608"},
     "freezer": {"freezer.state": "THAWED"},
+    "devices": {"devices.list": "a *:* rwm", "devices.allow": "", "devices.deny": ""},
 }  # fmt: skip
 
 V2_FILES = {
@@ -221,6 +222,15 @@ class Hierarchies:
 
     def _write_memory_oom_control(self, directory: str, text: str) -> None:
         self._set(f"{directory}/memory.oom_control", "oom_kill_disable", int(text))
+
+    def _write_devices_deny(self, directory: str, text: str) -> None:
+        if text != "a" or files.names(directory):
+            raise OSError(errno.EINVAL, "")
+        self.put(f"{directory}/devices.list", "")
+
+    def _write_devices_allow(self, directory: str, text: str) -> None:
+        listed = self.get(f"{directory}/devices.list").split("\n")
+        self.put(f"{directory}/devices.list", "\n".join([*filter(None, listed), text]))
 
     def _write_io_max(self, directory: str, text: str) -> None:
         device, *pairs = text.split(" ")

@@ -10,6 +10,7 @@ from supervisor.errors import ConfigError
 from supervisor.front import example
 from supervisor.front.config import Context, default_name, load, parse
 from supervisor.model import (
+    Device,
     InlineAction,
     IoLimit,
     JobSpec,
@@ -120,6 +121,23 @@ expect = "oom"
         oom="continue",
         expect="oom",
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "device"),
+    [
+        ("'/dev/fuse'", Device("/dev/fuse", "/dev/fuse", "rw")),
+        ("'/dev/sr0:r'", Device("/dev/sr0", "/dev/sr0", "r")),
+        ("'/dev/sr0:mr'", Device("/dev/sr0", "/dev/sr0", "rm")),
+        ("'/dev/sda1:/dev/disk'", Device("/dev/sda1", "/dev/disk", "rw")),
+        ("'/dev/sda1:/data/disk:r'", Device("/dev/sda1", "/data/disk", "r")),
+        ("{ path = '/dev/a:b' }", Device("/dev/a:b", "/dev/a:b", "rw")),
+        ("{ path = '/dev/a', target = '/dev/b', access = 'rwm' }",
+         Device("/dev/a", "/dev/b", "rwm")),
+    ],
+)  # fmt: skip
+def test_devices(written, device):
+    assert job(JOB + f"devices = [{written}]").devices == (device,)
 
 
 def test_io_cpuset_and_open_files():
@@ -252,9 +270,8 @@ timeout = "soon"
         ("limits = 1", "limits", "must be a table, not 1 (an integer)"),
         ("limits.disk = 1", "limits.disk", "limits.disk is not available in this version"),
         ("limits.output = '-1'", "limits.output", 'a size like "512M"'),
-        ("schedule = ''", "schedule", "not available in this version"),
         ("ports = []", "ports", "not available in this version"),
-        ("devices = []", "devices", "not available in this version"),
+        ("schedule = ''", "schedule", "not available in this version"),
         ("seccomp = ''", "seccomp", 'not ""'),
         ("seccomp = 'strict'", "seccomp", '"default", "log", "unconfined", or a path'),
         ("capabilities.add = ['NET_ROW']", "capabilities.add[0]", 'did you mean "NET_RAW"?'),
@@ -328,6 +345,14 @@ timeout = "soon"
         ("mounts = '/a:/b'", "mounts", "an array"),
         ("tmpfs = ['/a:mode=1']", "tmpfs[0]", "size=64M"),
         ("tmpfs = ['/a:size=0']", "tmpfs[0]", "at least 4K"),
+        ("devices = ['/dev/sr0:x']", "devices[0]", 'the letters "r", "w" and "m"'),
+        ("devices = ['/dev/sr0:']", "devices[0]", 'the letters "r", "w" and "m"'),
+        ("devices = ['/dev/sr0:rr']", "devices[0]", 'the letters "r", "w" and "m"'),
+        ("devices = ['/dev/sr0:/a:r:w']", "devices[0]", '"PATH:TARGET:ACCESS"'),
+        ("devices = ['/dev/sr0:/proc/x']", "devices[0]", "cannot be mounted over"),
+        ("devices = ['/dev/pts']", "devices[0]", "a directory of the job's own"),
+        ("devices = [{ target = '/dev/x' }]", "devices[0]", 'lacks "path"'),
+        ("devices = ['/dev/x', '/dev/y:/dev/x']", "devices", "two mounts at /dev/x"),
         ("keep = true", "keep", "nothing to keep"),
         ("user = ''", "user", "no name or number"),
         ("user = 'a b'", "user", "no name or number"),

@@ -16,6 +16,7 @@ from supervisor.front.matrix import group_of
 from supervisor.front.show import toml
 from supervisor.model import (
     HOOKS,
+    Device,
     InlineAction,
     IoLimit,
     JobSpec,
@@ -89,6 +90,9 @@ jobs = st.builds(
     oom_score_adj=st.integers(-1000, 1000),
     mounts=st.lists(st.builds(Mount, paths, paths, st.booleans()), max_size=1).map(tuple),
     tmpfs=maybe(sizes).map(lambda size: (Tmpfs("/tmpfs of mine", size),)),
+    devices=maybe(st.sampled_from(["r", "rw", "rwm"])).map(
+        lambda access: (Device("/dev/a:b", "/dev/c", access),) if access else ()
+    ),
     network=st.sampled_from(["none", "host"]),
     user=maybe(names),
     user_group=maybe(names),

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from supervisor.container import mounts, rootfs
+from supervisor.container import devices, mounts, rootfs
 from supervisor.container.host import Facts
 from supervisor.container.rootfs import Layers
 from supervisor.errors import SpawnError
 from supervisor.linux import constants as c
 from supervisor.model import JobSpec, Mount, Tmpfs, UserNamespace
+from supervisor.model.job import Device
 
 WORK = "/run/x/work"
 FACTS = Facts(
@@ -55,6 +56,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"user_namespace": SELF},
     {"user_namespace": SELF, "write": "overlay"},
     {"network": "host", "mounts": (Mount("/etc", "/new/place"),), "tmpfs": (Tmpfs("/t", 4096),)},
+    {"devices": (Device("/dev/null", "/dev/other"),)},
+    {"devices": (Device("/dev/null", "/new/node"),), "user_namespace": SELF, "write": "overlay"},
 ]
 
 
@@ -78,7 +81,7 @@ def test_the_old_root_goes_after_the_new_one_is_there(settings):
     assert found.count("PivotRoot") == found.count("DropOldRoot") == 1
     assert "OpenTree" not in found[pivot:]
     # the walls stand last, over whatever was mounted
-    assert set(found[drop + 1 :]) <= {"ReadOnly", "Mask", "Attach"}
+    assert set(found[drop + 1 :]) <= {"ReadOnly", "Mask", "Attach", "Seal"}
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -87,6 +90,47 @@ def test_what_is_opened_is_attached_once(settings):
     opened = [one.tree for one in operations if isinstance(one, mounts.OpenTree)]
     attached = [one.tree for one in operations if isinstance(one, mounts.Attach)]
     assert sorted(opened) == sorted(attached) == sorted(set(opened))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("privileged", [True, False])
+def test_devices_are_opened_in_dev_alone(settings, privileged):
+    facts = evolve(FACTS, privileged=privileged)
+    operations = plan(facts=facts, **settings)
+    granted = {device.path for device in settings.get("devices", ())}
+    nodes = {f"/dev/{name}" for name, _, _ in mounts.DEV_NODES}
+    for one in operations:
+        if isinstance(one, mounts.OpenTree) and not one.attributes & c.MOUNT_ATTR_NODEV:
+            assert one.source.startswith(f"{WORK}/dev") or one.source in granted | nodes | {"/sys"}
+        if isinstance(one, mounts.Mount) and one.fstype != "devpts" and WORK not in one.target:
+            assert one.flags & c.MS_NODEV, one.describe()
+        if isinstance(one, mounts.Mount) and one.fstype == "overlay":
+            assert one.flags & c.MS_NODEV
+
+
+def test_a_job_with_devices_has_a_dev_of_its_own(root):
+    told = lines(plan(root=str(root), write="read-only", devices=(Device("/dev/null", "/dev/x"),)))
+    own = next(n for n, line in enumerate(told) if line.endswith(" none /dev"))
+    assert "nodev" in told[own] and "size=64K" in told[own]
+    assert told.index("touch /dev/x") > own
+    assert told.index("mount -o remount,bind,ro /dev") > told.index("touch /dev/x")
+    assert f"open_tree {WORK}/dev/zero as #1, private" in told
+    assert not any(line.startswith(f"open_tree {WORK}/dev as") for line in told)
+
+
+def test_a_device_is_no_mount(root):
+    with pytest.raises(SpawnError, match=r'/dev/null: is a device \(devices = \["/dev/null"\]'):
+        plan(root=str(root), mounts=(Mount("/dev/null", "/data/null"),))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/no/such", "No such file"), ("/etc", "is no device"), ("/etc/passwd", "is no device")],
+)
+def test_what_is_no_device_is_refused(path, said):
+    spec = JobSpec("one", ("true",), devices=(Device(path, "/dev/x"),))
+    with pytest.raises(SpawnError, match=f"mounts: {path}: {said}"):
+        devices.rules(spec)
 
 
 def test_planning_is_pure(monkeypatch):

@@ -211,6 +211,9 @@ def test_missing_limits_are_told_with_their_fix_and_nothing_is_made():
                 return ()
             return (Missing("memory", "no memory", "mount it"), Missing("swap", "none", "mount it"))
 
+        def missing_devices(self):
+            return Missing("devices", "no devices", "mount it")
+
         def create(self, run):
             raise AssertionError(f"{run} made")
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from supervisor.errors import KernelError
 from supervisor.model import (
+    Device,
     InlineAction,
     IoLimit,
     JobSpec,
@@ -68,6 +69,7 @@ SPEC = JobSpec(
     ("true", "\udcff"),
     mounts=(Mount("/x", "/y"),),
     tmpfs=(Tmpfs("/t", 5),),
+    devices=(Device("/dev/a", "/dev/b", "r"),),
     limits=Limits(memory=5, cpus=1.5, io=(IoLimit("/", read_bps=3),)),
     user_namespace=UserNamespace("map", 1000, 5),
     hooks={"on_exit": PolicyName("p"), "on_tick": InlineAction("raise", {"to": 1.5})},
