@@ -21,7 +21,7 @@ from benchmarks.accounting import Account
 from benchmarks.measure import Block
 from supervisor.cgroup.api import CgroupManager, JobCgroup
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, rootfs
+from supervisor.container import build, devices, rootfs
 from supervisor.container.host import Host
 from supervisor.container.rootfs import Layers
 from supervisor.container.spawn import Launcher, Streams, open_launcher
@@ -40,6 +40,8 @@ class Bench:
     host: Host
     launcher: Launcher
     reaper: Reaper
+    confined: bool = True
+    """Whether the cgroup has a rule about devices."""
 
     async def job(self, name: str) -> None:
         """One job, from nothing to nothing.  Raises RuntimeError when it does not succeed."""
@@ -47,6 +49,8 @@ class Bench:
         record = self.records / name
         try:
             cgroup.apply(self.spec.limits)
+            if self.confined:
+                cgroup.confine(devices.rules(self.spec))
             ended = await self._run(name, cgroup, record)
             found = exit_record.read(record)
         finally:

@@ -321,7 +321,8 @@ class _Plan:
                 self.add(mounts.MakeDir(path=target, mode=0o755))
             bare = f"{self.facts.work}/host{parent}" if self.in_userns else parent
             data = f"lowerdir={white}{parent}:{bare}" + (",userxattr" if self.in_userns else "")
-            self.add(mounts.Mount(fstype="overlay", target=target, flags=c.MS_RDONLY, data=data))
+            flags = c.MS_RDONLY | c.MS_NODEV
+            self.add(mounts.Mount(fstype="overlay", target=target, flags=flags, data=data))
             self.take(target, parent, read_only=True, deep=False, directory=True)
 
     def _covered(self) -> frozenset[str]:

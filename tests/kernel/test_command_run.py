@@ -101,6 +101,7 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
               "data\nread-only"),
     "tmpfs": (("--tmpfs", "/tmp/t:size=4M"), "stat -f -c %T /tmp/t; df -k --output=size /tmp/t "
               "| tail -n 1 | tr -d ' '", "tmpfs\n4096"),
+    "device": (("--device", "/dev/kmsg:/dev/log:w"), "[ -c /dev/log ] && echo there", "there"),
     "network": (("--network", "none"), "grep -c : /proc/net/dev", "1"),
     "user": (("--user", "nobody"), "id -un", "nobody"),
     "group": (("--user", "nobody", "--group", "daemon"), "id -gn", "daemon"),

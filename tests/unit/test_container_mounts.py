@@ -322,7 +322,7 @@ def test_what_is_hidden_by_name_is_no_mount_that_a_rename_would_take_away():
     """A job's own list gets a layer of its own; by default the launcher's is used."""
     secret = os.path.realpath("/usr/bin/env")
     default = lines(plan())
-    assert f"mount -t overlay -o ro,lowerdir={WORK}/white/etc:/etc none {WORK}/over" in default
+    assert f"mount -t overlay -o ro,nodev,lowerdir={WORK}/white/etc:/etc none {WORK}/over" in default
     own = lines(plan(hide=(*rootfs.HIDDEN, secret)))
     assert f"mknod {WORK}/layers/white{secret} c 0 0" in own
     assert f"mknod {WORK}/layers/white/etc/shadow c 0 0" in own
