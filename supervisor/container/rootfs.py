@@ -10,7 +10,7 @@ init executes it.
     in a user namespace          the mounts below / are locked together: bound as one, the
                                  kernel's pseudo file systems among them hidden
 
-May import: `errors`, `model`, `linux`, `container.{mounts,host,devices,users}`.
+May import: `errors`, `model`, `linux`, `container.{mounts,host,devices,space,users}`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import stat
 from functools import cache
 from pathlib import Path
 
-from supervisor.container import mounts
+from supervisor.container import mounts, space
 from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
 from supervisor.container.users import resolve_in
 from supervisor.errors import SpawnError
 from supervisor.linux import constants as c
-from supervisor.model.job import HIDDEN, JobSpec, Mount
+from supervisor.model.job import HIDDEN, JobSpec, Mount, Tmpfs
 
 NO_EXEC = c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC
 DEVPTS = "newinstance,ptmxmode=0666,mode=0620"
@@ -251,7 +251,8 @@ class _Plan:
 
     def _own_dev(self) -> None:
         """A /dev that has more than the skeleton."""
-        self.add(self._tmpfs("/dev", "mode=755,size=64K"))
+        flags = c.MS_NOSUID | c.MS_NODEV
+        self.add(mounts.Mount(fstype="tmpfs", target="/dev", flags=flags, data="mode=755,size=64K"))
         self.add(
             *(mounts.MakeDir(path=f"/dev/{name}", mode=0o755) for name in ("pts", "shm")),
             *(mounts.Symlink(target=to, path=f"/dev/{name}") for name, to in mounts.DEV_LINKS),
@@ -358,7 +359,7 @@ class _Plan:
     def _missing(self) -> list[tuple[str, bool]]:
         """The mount points (path, is a directory) that the root does not have."""
         wanted = [(m.target, os.path.isdir(m.source)) for m in self.spec.mounts]
-        wanted += [(tmpfs.target, True) for tmpfs in self.spec.tmpfs]
+        wanted += [(tmpfs.target, True) for tmpfs in self._more_tmpfs()]
         wanted += [(device.target, False) for device in self.spec.devices]
         wanted += [(top, True) for top in OWN]
         return [
@@ -433,7 +434,7 @@ class _Plan:
         top = os.path.dirname(path)
         if not self.has_layers:
             self.has_layers = True
-            data = "mode=755"
+            data = space.options(self.spec, "/", "755")
             self.add(
                 mounts.MakeDir(path=top, mode=0o755),
                 mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data=data),
@@ -457,8 +458,8 @@ class _Plan:
             self.add(mounts.Mount(fstype="sysfs", target="/sys", flags=flags, data=""))
         else:
             self._host_sys()
-        self.add(self._tmpfs("/tmp", "mode=1777"), self._tmpfs("/run", "mode=755"))
-        self.add(*(self._tmpfs(path, "mode=755") for path in self.opened))
+        self.add(self._tmpfs("/tmp", "1777"), self._tmpfs("/run", "755"))
+        self.add(*(self._tmpfs(path, "755") for path in self.opened))
 
     def _host_sys(self) -> None:
         """The host's network namespace has the host's /sys; without privilege only a bind of it."""
@@ -487,17 +488,21 @@ class _Plan:
         flags = c.MS_NOSUID | c.MS_NOEXEC
         self.add(
             mounts.Mount(fstype="devpts", target="/dev/pts", flags=flags, data=devpts),
-            self._tmpfs("/dev/shm", "mode=1777", c.MS_NOEXEC),
+            self._tmpfs("/dev/shm", "1777", c.MS_NOEXEC),
         )
 
     def _own_directories(self) -> None:
-        for tmpfs in self.spec.tmpfs:
+        for tmpfs in self._more_tmpfs():
             if self.spec.write == "overlay" or self._is_made(tmpfs.target):
                 self.add(mounts.MakeDir(path=tmpfs.target, mode=0o755))
-            size = "" if tmpfs.size is None else f",size={tmpfs.size}"
-            self.add(self._tmpfs(tmpfs.target, "mode=1777" + size))
+            self.add(self._tmpfs(tmpfs.target, "1777"))
 
-    def _tmpfs(self, target: str, data: str, flags: int = 0) -> mounts.Operation:
+    def _more_tmpfs(self) -> list[Tmpfs]:
+        """Those beside what every job has."""
+        return [tmpfs for tmpfs in self.spec.tmpfs if tmpfs.target not in space.EVERY_JOBS]
+
+    def _tmpfs(self, target: str, mode: str, flags: int = 0) -> mounts.Operation:
+        data = space.options(self.spec, target, mode)
         both = c.MS_NOSUID | c.MS_NODEV | flags
         return mounts.Mount(fstype="tmpfs", target=target, flags=both, data=data)
 

@@ -74,14 +74,17 @@ def _short_mount(text: str, context: Context) -> Mount:
 
 
 def tmpfs(value: Any, context: Context) -> Tmpfs:
-    """ "TARGET" or "TARGET:size=SIZE"."""
-    target, colon, option = kinds.string(value, context).partition(":")
-    if not colon:
-        return Tmpfs(_target(target, context))
-    if not option.startswith("size="):
-        raise must('"/PATH" or "/PATH:size=64M"', value)
-    size = kinds.size(kinds.PAGE)(option.removeprefix("size="), context)
-    return Tmpfs(_target(target, context), size)
+    """ "TARGET", or "TARGET:size=SIZE", "TARGET:inodes=N" or both with a comma between."""
+    target, colon, text = kinds.string(value, context).partition(":")
+    options = dict(option.partition("=")[::2] for option in text.split(",")) if colon else {}
+    if not set(options) <= {"size", "inodes"} or len(options) < text.count(",") + bool(colon):
+        raise must('"/PATH", "/PATH:size=64M" or "/PATH:size=64M,inodes=1000"', value)
+    found: dict[str, int | None] = {}
+    if "size" in options:
+        found["size"] = kinds.size(kinds.PAGE)(options["size"], context)
+    if "inodes" in options:
+        found["inodes"] = kinds.integer(1, 1 << 31)(kinds.scalar(options["inodes"]), context)
+    return Tmpfs(_target(target, context), **found)
 
 
 def device(value: Any, context: Context) -> Device:

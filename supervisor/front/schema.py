@@ -269,10 +269,13 @@ JOB = Table((
             "Host directories or files it sees, and may write to as far as its user may, unless "
             "`read_only` is true (`:ro`); that then holds for mounts below, too.", "[]",
             '[{ source = "/srv/data", target = "/data", read_only = true }]', "mount", True),
-    Setting("tmpfs", Kind('array of `"/PATH"` or `"/PATH:size=64M"`',
+    Setting("tmpfs", Kind('array of `"/PATH"`, `"/PATH:size=64M"`, `"/PATH:inodes=1000"`, '
+                          '`"/PATH:size=64M,inodes=1000"`',
                           kinds.array(compounds.tmpfs, "an array of tmpfs mounts"),
                           "PATH[:size=SIZE]", many=True),
-            "Empty writable directories in memory; they count against `limits.memory`.", "[]",
+            "Empty writable directories in memory, which count against `limits.memory`; or the "
+            "size of its own `/tmp`, `/run` and `/dev/shm`. Each is as large as `limits.memory`, "
+            "without one as a quarter of the host's memory, and has an inode for each 4 KiB.", "[]",
             '["/scratch:size=64M"]', "tmpfs"),
     Setting("devices", Kind('array of `"/dev/fuse"`, `"/dev/sr0:r"`, `"PATH:TARGET:ACCESS"` or of '
                             "`{ path, target, access }`",

@@ -83,8 +83,8 @@ def _hidden(paths: tuple[str, ...]) -> str | list[str]:
 def _plain(key: str, value: Any) -> Any:
     """A field of a job in the types of TOML."""
     match value:
-        case Tmpfs(target, size):
-            return target if size is None else f"{target}:size={size_text(size)}"
+        case Tmpfs():
+            return _tmpfs(value)
         case UserNamespace("map", host_id, size):
             return {"host_id": host_id, "size": size}
         case UserNamespace(kind):
@@ -103,6 +103,12 @@ def _plain(key: str, value: Any) -> Any:
     if hasattr(value, "__attrs_attrs__"):
         return _units({one.name: getattr(value, one.name) for one in fields(type(value))})
     return value
+
+
+def _tmpfs(tmpfs: Tmpfs) -> str:
+    options = [f"size={size_text(tmpfs.size)}"] if tmpfs.size is not None else []
+    options += [f"inodes={tmpfs.inodes}"] if tmpfs.inodes is not None else []
+    return ":".join([tmpfs.target, *([",".join(options)] if options else [])])
 
 
 def _units(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,10 +73,14 @@ class Mount:
 
 @frozen
 class Tmpfs:
-    """A tmpfs at `target`; its pages count against the job's memory.  `size` in bytes."""
+    """A tmpfs at `target`; what is in it counts against the job's memory.  `size` in bytes.
+
+    One at /tmp, /run or /dev/shm is the job's own with that size.
+    """
 
     target: str
     size: int | None = None
+    inodes: int | None = None
 
 
 @frozen

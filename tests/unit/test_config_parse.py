@@ -61,7 +61,7 @@ command = "xz -9 'a file'"
 root = "./root"
 keep = true
 mounts = [{ source = "data", target = "/data/", read_only = false }, "/a:/b:ro", "/c:/d"]
-tmpfs = ["/scratch:size=64M", "/other"]
+tmpfs = ["/scratch:size=64M", "/other", "/tmp:inodes=9", "/dev/shm:size=4K,inodes=9"]
 network = "host"
 user = "nobody:nogroup"
 user_namespace = { host_id = 100000, size = 65536 }
@@ -95,7 +95,12 @@ expect = "oom"
             Mount("/a", "/b", True),
             Mount("/c", "/d", False),
         ),
-        tmpfs=(Tmpfs("/scratch", 64 * 2**20), Tmpfs("/other")),
+        tmpfs=(
+            Tmpfs("/scratch", 64 * 2**20),
+            Tmpfs("/other"),
+            Tmpfs("/tmp", None, 9),
+            Tmpfs("/dev/shm", 4096, 9),
+        ),
         network="host",
         user="nobody",
         user_group="nogroup",
@@ -345,6 +350,9 @@ timeout = "soon"
         ("mounts = '/a:/b'", "mounts", "an array"),
         ("tmpfs = ['/a:mode=1']", "tmpfs[0]", "size=64M"),
         ("tmpfs = ['/a:size=0']", "tmpfs[0]", "at least 4K"),
+        ("tmpfs = ['/a:inodes=0']", "tmpfs[0]", "an integer from 1"),
+        ("tmpfs = ['/a:size=1M,size=2M']", "tmpfs[0]", "size=64M"),
+        ("tmpfs = ['/a:']", "tmpfs[0]", "size=64M"),
         ("devices = ['/dev/sr0:x']", "devices[0]", 'the letters "r", "w" and "m"'),
         ("devices = ['/dev/sr0:']", "devices[0]", 'the letters "r", "w" and "m"'),
         ("devices = ['/dev/sr0:rr']", "devices[0]", 'the letters "r", "w" and "m"'),

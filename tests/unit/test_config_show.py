@@ -89,7 +89,9 @@ jobs = st.builds(
     rlimits=st.builds(Rlimits, core=maybe(sizes), nproc=maybe(st.integers(1, 9))),
     oom_score_adj=st.integers(-1000, 1000),
     mounts=st.lists(st.builds(Mount, paths, paths, st.booleans()), max_size=1).map(tuple),
-    tmpfs=maybe(sizes).map(lambda size: (Tmpfs("/tmpfs of mine", size),)),
+    tmpfs=st.tuples(maybe(sizes), maybe(st.integers(1, 99))).map(
+        lambda both: (Tmpfs("/tmpfs of mine", *both),)
+    ),
     devices=maybe(st.sampled_from(["r", "rw", "rwm"])).map(
         lambda access: (Device("/dev/a:b", "/dev/c", access),) if access else ()
     ),

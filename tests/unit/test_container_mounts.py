@@ -14,7 +14,7 @@ from supervisor.container.host import Facts
 from supervisor.container.rootfs import Layers
 from supervisor.errors import SpawnError
 from supervisor.linux import constants as c
-from supervisor.model import JobSpec, Mount, Tmpfs, UserNamespace
+from supervisor.model import JobSpec, Limits, Mount, Tmpfs, UserNamespace
 from supervisor.model.job import Device
 
 WORK = "/run/x/work"
@@ -116,6 +116,48 @@ def test_a_job_with_devices_has_a_dev_of_its_own(root):
     assert told.index("mount -o remount,bind,ro /dev") > told.index("touch /dev/x")
     assert f"open_tree {WORK}/dev/zero as #1, private" in told
     assert not any(line.startswith(f"open_tree {WORK}/dev as") for line in told)
+
+
+def sizes(**settings):
+    """The options of each tmpfs, by where it is mounted."""
+    found = {}
+    for one in plan(write="read-only", **settings):
+        if isinstance(one, mounts.Mount) and one.fstype == "tmpfs":
+            assert one.target not in found
+            found[one.target] = one.data
+    return found
+
+
+def test_what_is_in_memory_has_a_size(root):
+    own = {"/tmp": "mode=1777,", "/run": "mode=755,", "/dev/shm": "mode=1777,"}
+    found = sizes(root=str(root))
+    assert found == {target: mode + "size=25%" for target, mode in own.items()}
+    found = sizes(root=str(root), limits=Limits(memory=64 << 20))
+    limited = "size=67108864,nr_inodes=16384"
+    assert found == {target: mode + limited for target, mode in own.items()}
+
+
+def test_each_size_can_be_said(root):
+    asked = (
+        Tmpfs("/tmp", 8 << 20), Tmpfs("/dev/shm", 1 << 20, 50), Tmpfs("/data", inodes=9),
+    )  # fmt: skip
+    found = sizes(root=str(root), limits=Limits(memory=64 << 20), tmpfs=asked)
+    assert found == {
+        "/tmp": "mode=1777,size=8388608,nr_inodes=2048",
+        "/run": "mode=755,size=67108864,nr_inodes=16384",
+        "/dev/shm": "mode=1777,size=1048576,nr_inodes=50",
+        "/data": "mode=1777,size=67108864,nr_inodes=9",
+    }
+
+
+def test_a_mount_below_a_sized_tmp_is_not_covered_by_it(root, tmp_path):
+    asked = {"tmpfs": (Tmpfs("/tmp", 1 << 20),), "mounts": (Mount(str(tmp_path), "/tmp/data"),)}
+    order = [
+        one.target
+        for one in plan(root=str(root), **asked)
+        if isinstance(one, (mounts.Attach, mounts.Mount))
+    ]
+    assert order.count("/tmp") == 1 and order.index("/tmp") < order.index("/tmp/data")
 
 
 def test_a_device_is_no_mount(root):
@@ -322,7 +364,9 @@ def test_what_is_hidden_by_name_is_no_mount_that_a_rename_would_take_away():
     """A job's own list gets a layer of its own; by default the launcher's is used."""
     secret = os.path.realpath("/usr/bin/env")
     default = lines(plan())
-    assert f"mount -t overlay -o ro,nodev,lowerdir={WORK}/white/etc:/etc none {WORK}/over" in default
+    assert (
+        f"mount -t overlay -o ro,nodev,lowerdir={WORK}/white/etc:/etc none {WORK}/over" in default
+    )
     own = lines(plan(hide=(*rootfs.HIDDEN, secret)))
     assert f"mknod {WORK}/layers/white{secret} c 0 0" in own
     assert f"mknod {WORK}/layers/white/etc/shadow c 0 0" in own
