@@ -67,6 +67,7 @@ def test_a_limit_that_the_kernel_does_not_hold_is_not_believed():
     found = alone("""
         from supervisor.cgroup.job import Job
         Job.apply = lambda self, limits: ()
+        Job.confine = lambda self, devices: None
         manager = detect(f"doctor-{os.getpid()}")
         try:
             made = [check() for check in doctor_limits.checks(manager)]
@@ -78,6 +79,7 @@ def test_a_limit_that_the_kernel_does_not_hold_is_not_believed():
         assert found[name][0] == "accounted only", (name, found[name])
     assert found["memory events"][0] != "enforced"
     assert found["io limit"][0] != "enforced"
+    assert found["devices"] == ["accounted only", "/dev/zero was opened"]
 
 
 def test_a_kill_and_a_freeze_that_do_nothing_are_not_believed():
