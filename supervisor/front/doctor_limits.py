@@ -407,13 +407,24 @@ def _frozen(group: JobCgroup) -> None:
         _inside(group, lambda: _chatter(writer))
         os._exit(0)
     os.close(writer)
-    os.read(reader, 1)
+    silence = _silence(reader)
     group.freeze()
-    while select.select([reader], [], [], 0.1)[0]:
+    while select.select([reader], [], [], silence)[0]:
         os.read(reader, 65536)
     group.thaw()
     if not select.select([reader], [], [], 1.0)[0]:
         raise SupervisorError("it did not go on after the thaw")
+
+
+def _silence(reader: int) -> float:
+    """Seconds without a word that are no accident: on a busy host some of them are long."""
+    gaps = []
+    os.read(reader, 1)
+    for _ in range(10):
+        before = time.monotonic()
+        os.read(reader, 1)
+        gaps.append(time.monotonic() - before)
+    return min(max(0.1, 8 * max(gaps)), 1.5)
 
 
 def _chatter(writer: int) -> None:
