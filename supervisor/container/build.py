@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from supervisor.cgroup.api import Entry
-from supervisor.container import host, rootfs, seccomp, users
+from supervisor.container import host, idmaps, rootfs, seccomp, users
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
 from supervisor.linux import caps
@@ -47,6 +47,7 @@ def request(
         run=run,
         flags=host.clone_flags(network=spec.network == "none", user=user_map is not None),
         user_map=user_map,
+        map_helpers=_helpers(spec, facts),
         init_files=entry.init_files,
         init_dir=entry.init_dir,
         payload_files=entry.payload_files,
@@ -68,6 +69,11 @@ def request(
         filters=seccomp.programs(spec.seccomp, allowed),
         working_dir=spec.working_dir,
     )
+
+
+def _helpers(spec: JobSpec, facts: host.Facts) -> tuple[str, ...]:
+    by_helpers = spec.user_namespace.kind == "auto" and facts.subordinate is not None
+    return facts.subordinate.helpers if by_helpers and facts.subordinate else ()
 
 
 def capabilities(spec: JobSpec) -> frozenset[int]:
@@ -109,22 +115,24 @@ def environment(spec: JobSpec, identity: users.Identity) -> dict[str, str]:
     return base | dict(spec.environment)
 
 
-def _user_map(
-    spec: JobSpec, facts: host.Facts, identity: users.Identity
-) -> tuple[int, int, int] | None:
+def _user_map(spec: JobSpec, facts: host.Facts, identity: users.Identity) -> idmaps.Maps | None:
     namespace = spec.user_namespace
     if namespace.kind == "host":
         if facts.privileged:
             return None
-        raise SpawnError(
-            "user_namespace", 1, "", "", hint='run as root, or with user_namespace = "self"'
-        )
+        hint = 'run as root, or leave out user_namespace = "host"'
+        raise SpawnError("user_namespace", 1, "", "", hint=hint)
     if identity.uid >= namespace.size or identity.gid >= namespace.size:
         why = f"user {identity.uid}:{identity.gid} is outside of its {namespace.size} mapped ids"
-        raise SpawnError("user", 0, "", why, hint="leave out user, or map more ids")
-    if namespace.kind == "map":
-        return (0, namespace.host_id, namespace.size)
-    return (0, os.geteuid(), 1)
+        raise SpawnError("user", 0, "", why, hint="leave out user, or map more ids" + _more(facts))
+    return idmaps.maps(namespace, facts.subordinate, privileged=facts.privileged)
+
+
+def _more(facts: host.Facts) -> str:
+    """How an ordinary user comes to more ids than the one."""
+    if facts.privileged or facts.subordinate is not None:
+        return ""
+    return ": newuidmap and newgidmap (Debian: uidmap), and lines in /etc/subuid and /etc/subgid"
 
 
 def describe(request: Request) -> Iterator[str]:
@@ -134,8 +142,7 @@ def describe(request: Request) -> Iterator[str]:
     names = [name for flag, name in c.CLONE_NAMES.items() if request.flags & flag]
     yield "clone3 " + " | ".join([*names, "CLONE_PARENT", "CLONE_PIDFD"])
     if request.user_map:
-        inside, outside, count = request.user_map
-        yield f"write /proc/PID/uid_map, gid_map: {inside} {outside} {count}"
+        yield from _describe_maps(request, request.user_map)
         yield "init: setresgid 0, setresuid 0"
     for path in request.init_files:
         yield f"init: write 0 > {path}"
@@ -144,6 +151,16 @@ def describe(request: Request) -> Iterator[str]:
     for operation in request.operations:
         yield "init: " + mounts.unpack(operation).describe()
     yield from _describe_rest(request)
+
+
+def _describe_maps(request: Request, maps: idmaps.Maps) -> Iterator[str]:
+    """Who writes them, and what; the lines of a map with a comma between them."""
+    for number, name in enumerate(("uid_map", "gid_map")):
+        extents = [" ".join(map(str, extent)) for extent in maps[number]]
+        if request.map_helpers:
+            yield f"{request.map_helpers[number]} PID " + " ".join(extents)
+        else:
+            yield f"write /proc/PID/{name}: " + ", ".join(extents)
 
 
 def _describe_rest(request: Request) -> Iterator[str]:
@@ -165,7 +182,7 @@ def _describe_rest(request: Request) -> Iterator[str]:
         yield f"payload: write {request.oom_score_adj} > /proc/self/oom_score_adj"
     kept = " ".join(caps.NAMES[number].lower() for number in request.capabilities)
     yield f"payload: bounding set of capabilities: {kept or 'empty'}"
-    if request.user_map is None or request.user_map[2] > 1:
+    if request.has_groups:
         yield "payload: setgroups " + ",".join(map(str, request.groups))
     yield f"payload: setresgid {request.gid}, setresuid {request.uid}"
     if request.ambient:

@@ -192,7 +192,7 @@ def _set_oom_score_adj(request: Request, value: int) -> None:
 
 
 def _become(request: Request) -> None:
-    if request.user_map is None or request.user_map[2] > 1:
+    if request.has_groups:
         os.setgroups(request.groups)
     os.setresgid(request.gid, request.gid, request.gid)
     os.setresuid(request.uid, request.uid, request.uid)

@@ -1,6 +1,6 @@
 """What a container's plan depends on of the host, looked up once and kept current.
 
-May import: `errors`, `linux`.
+May import: `errors`, `linux`, `container.idmaps`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import select
 
 from attrs import evolve, frozen
 
+from supervisor.container.idmaps import IdMounts, Subordinate, subordinate
 from supervisor.linux import caps, constants, proc
 
 PSEUDO = frozenset(
@@ -71,6 +72,8 @@ class Facts:
     open_files  (soft, hard) that jobs get, where the supervisor has raised its own
     bounding    the capabilities the supervisor may hand on, by number
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
+    id_mounts   tells which mounts can be mapped; None: none can
+    subordinate what an ordinary user may map beside his own id
     """
 
     work: str
@@ -83,6 +86,8 @@ class Facts:
     bounding: frozenset[int] = frozenset()
     masked: tuple[tuple[str, bool], ...] = ()
     read_only: tuple[str, ...] = ()
+    id_mounts: IdMounts | None = None
+    subordinate: Subordinate | None = None
 
 
 class Host:
@@ -100,6 +105,7 @@ class Host:
         self._work = work
         self._private = private
         self._open_files = open_files
+        self._id_mounts = IdMounts()
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLERR | select.POLLPRI)
@@ -108,7 +114,7 @@ class Host:
 
     def facts(self) -> Facts:
         if self._facts is None or self._poll.poll(0):
-            seen = look(self._work, self._private)
+            seen = look(self._work, self._private, self._id_mounts)
             self._facts = evolve(seen, covered=self._covered, open_files=self._open_files)
         return self._facts
 
@@ -119,20 +125,24 @@ class Host:
 
     def close(self) -> None:
         os.close(self._fd)
+        self._id_mounts.close()
 
 
-def look(work: str, private: tuple[str, ...] = ()) -> Facts:
+def look(work: str, private: tuple[str, ...] = (), id_mounts: IdMounts | None = None) -> Facts:
     """The host now.  Raises KernelError when /proc cannot be read."""
     submounts, pseudo = split(proc.mountinfo())
+    privileged = os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
     return Facts(
         work=work,
-        privileged=os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1),
+        privileged=privileged,
         submounts=submounts,
         pseudo=pseudo,
         private=private,
         bounding=caps.bounding(),
         masked=tuple((path, os.path.isdir(path)) for path in MASKED if os.path.exists(path)),
         read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
+        id_mounts=id_mounts,
+        subordinate=None if privileged else subordinate(),
     )
 
 

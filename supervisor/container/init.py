@@ -76,7 +76,7 @@ def _set_apart(request: Request) -> None:
     A payload that runs as root could else forbid its init to write the exit record (RLIMIT_FSIZE).
     A user namespace with one id has no other.
     """
-    if request.user_map is None or request.user_map[2] > 1:
+    if request.has_groups:
         os.setresgid(-1, -1, 1)
 
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
     from supervisor.container.protocol import Request
 
+    Gate = tuple[_socket.socket, _socket.socket]
+
 _FD_SIZE = 4
+_AT_ONCE = 64
+"""Mounts in one message of a gate; the kernel takes 253 descriptors (SCM_MAX_FD)."""
 WORK_OPTIONS = "mode=711,size=1M"
 """Of the tmpfs at WORK, which the root of a user namespace must be able to walk through."""
 
@@ -147,17 +151,21 @@ def receive(control: _socket.socket) -> tuple[bytes, list[int]]:
     """A message and its descriptors; a long one came as a memfd, the last of them."""
     space = _socket.CMSG_SPACE(_FD_SIZE * (len(protocol.DESCRIPTORS) + 1))
     data, ancillary, _, _ = control.recvmsg(protocol.MAX_MESSAGE, space, _socket.MSG_CMSG_CLOEXEC)
-    fds: list[int] = []
-    for _level, _kind, raw in ancillary:
-        fds += [
-            int.from_bytes(raw[at : at + _FD_SIZE], sys.byteorder)
-            for at in range(0, len(raw) - len(raw) % _FD_SIZE, _FD_SIZE)
-        ]
+    fds = descriptors(ancillary)
     if len(fds) > len(protocol.DESCRIPTORS):
         memfd = fds.pop()
         data = os.pread(memfd, os.fstat(memfd).st_size, 0)
         os.close(memfd)
     return data, fds
+
+
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came with a message (SCM_RIGHTS)."""
+    return [
+        int.from_bytes(raw[at : at + _FD_SIZE], sys.byteorder)
+        for _level, _kind, raw in ancillary
+        for at in range(0, len(raw) - len(raw) % _FD_SIZE, _FD_SIZE)
+    ]
 
 
 def send(control: _socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
@@ -173,19 +181,21 @@ def launch(
     request = protocol.Request.unpack(data)
     named = init.Descriptors(fds)
     operations = [mounts.unpack(operation) for operation in request.operations]
-    gate = os.pipe2(os.O_CLOEXEC) if request.user_map is not None else None
+    gate = None
+    if request.user_map is not None:
+        gate = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     flags = request.flags | constants.CLONE_PARENT | constants.CLONE_PIDFD
     try:
         pid, pidfd = clone_init(flags, request)
     except OSError:
-        for fd in gate or ():
-            os.close(fd)
+        for end in gate or ():
+            end.close()
         raise
     if pid == 0:
         left = bounding.host if gate is None else bounding.user
         be_init(request, named, operations, control, gate, left)
     if gate is not None:
-        open_gate(gate, pid, request)
+        open_gate(gate, pid, request, operations)
     return pid, pidfd
 
 
@@ -205,31 +215,68 @@ def clone_init(flags: int, request: Request) -> tuple[int, int]:
     return syscalls.clone(flags, exit_signal=0)
 
 
-def open_gate(gate: tuple[int, int], pid: int, request: Request) -> None:
+def open_gate(gate: Gate, pid: int, request: Request, operations: list[mounts.Operation]) -> None:
     """Write the id maps of the child's user namespace (user_namespaces(7)), then let it go on.
 
-    A child that cannot be mapped reads end of file and says so itself.
+    What is mounted for it and takes privilege goes through the gate as well.  A child that cannot
+    be mapped is told why, and says so itself.
     """
-    reader, writer = gate
-    os.close(reader)
+    ours, theirs = gate
+    theirs.close()
+    stage = "user_namespace"
     try:
         write_maps(pid, request)
-        os.write(writer, b"0")
+        stage = "mounts"
+        hand_over(ours, pid, operations)
+        ours.send(marshal.dumps(("go",)))
     except OSError as error:
-        os.write(writer, b"%d" % (error.errno or 5))
+        path = getattr(error, "path", None) or error.filename or ""
+        text = getattr(error, "operation", "")
+        ours.send(marshal.dumps(("failed", stage, error.errno or 5, str(path), text)))
     finally:
-        os.close(writer)
+        ours.close()
 
 
 def write_maps(pid: int, request: Request) -> None:
     assert request.user_map is not None
-    inside, outside, count = request.user_map
-    files = [("uid_map", outside), ("gid_map", outside)]
+    if request.map_helpers:
+        for helper, extents in zip(request.map_helpers, request.user_map, strict=True):
+            numbers = [str(number) for extent in extents for number in extent]
+            run_helper(helper, [helper, str(pid), *numbers])
+        return
     if os.geteuid() != 0:
         write_file(f"/proc/{pid}/setgroups", b"deny")
-        files = [("uid_map", os.geteuid()), ("gid_map", os.getegid())]
-    for name, host in files:
-        write_file(f"/proc/{pid}/{name}", b"%d %d %d\n" % (inside, host, count))
+    for name, extents in zip(("uid_map", "gid_map"), request.user_map, strict=True):
+        lines = (b"%d %d %d\n" % extent for extent in extents)
+        write_file(f"/proc/{pid}/{name}", b"".join(lines))
+
+
+def run_helper(path: str, argv: list[str]) -> None:
+    """One of the set-user-ID programs newuidmap(1), newgidmap(1); its complaint is on stderr."""
+    child_pid = os.posix_spawn(path, argv, {})
+    if os.waitpid(child_pid, 0)[1]:
+        raise OSError(1, "", path)  # EPERM: it refuses what /etc/subuid does not allow
+
+
+def hand_over(ours: _socket.socket, pid: int, operations: list[mounts.Operation]) -> None:
+    """Send the child the mounts that it could not open, or map, by itself."""
+    wanted = [one for one in operations if type(one) is mounts.OpenTree and one.by]
+    if not wanted:
+        return
+    space = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for at in range(0, len(wanted), _AT_ONCE):
+            some = wanted[at : at + _AT_ONCE]
+            fds: list[int] = []
+            try:
+                for one in some:
+                    fds.append(one.open(space))
+                send(ours, marshal.dumps(("trees", [one.tree for one in some])), tuple(fds))
+            finally:
+                for fd in fds:
+                    os.close(fd)
+    finally:
+        os.close(space)
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -245,14 +292,15 @@ def be_init(
     fds: init.Descriptors,
     operations: list[mounts.Operation],
     control: _socket.socket,
-    gate: tuple[int, int] | None,
+    gate: Gate | None,
     bounding: frozenset[int],
 ) -> NoReturn:
     """The child's whole life; whatever goes wrong is one message, and the end."""
     try:
         control.close()
+        context = mounts.Context()
         if gate is not None:
-            pass_gate(gate)
+            pass_gate(gate, context)
         child.join_cgroup(request.init_files)
         try:
             cgroup = child.PayloadCgroup(request.payload_files, request.payload_dir)
@@ -262,7 +310,7 @@ def be_init(
             raise child.StageError("payload_cgroup", error) from None
         if gate is not None:
             become_root()
-        child.set_up(request, operations, mounts.Context())
+        child.set_up(request, operations, context)
         syscalls.set_name("supervise:init")
         init.run(request, cgroup, fds, bounding)
     except child.StageError as error:
@@ -273,14 +321,23 @@ def be_init(
         os._exit(127)
 
 
-def pass_gate(gate: tuple[int, int]) -> None:
-    """Wait until the id maps are written."""
-    reader, writer = gate
-    os.close(writer)
-    answer = os.read(reader, 16)
-    os.close(reader)
-    if answer != b"0":
-        raise child.StageError("user_namespace", OSError(int(answer or b"5"), ""), "uid_map")
+def pass_gate(gate: Gate, context: mounts.Context) -> None:
+    """Wait until the id maps are written, and take the mounts that the launcher has opened."""
+    ours, theirs = gate
+    ours.close()
+    space = _socket.CMSG_SPACE(_FD_SIZE * _AT_ONCE)
+    while True:
+        data, ancillary, _, _ = theirs.recvmsg(65536, space, _socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            raise child.StageError("user_namespace", OSError(5, ""), "uid_map")
+        message = marshal.loads(data)
+        if message[0] == "failed":
+            _, stage, errno, path, text = message
+            raise child.StageError(stage, OSError(errno, ""), path, text)
+        if message[0] == "go":
+            theirs.close()
+            return
+        context.trees.update(zip(message[1], descriptors(ancillary), strict=True))
 
 
 def become_root() -> None:

@@ -34,12 +34,12 @@ DEV_LINKS = (
 )
 """What is in a job's /dev, beside pts and shm: (name, major, minor), (name, target)."""
 
-WORK_DIRS = ("root", "host", "seen", "white", "over", "empty", "layers", "dev", "dev/pts",
+WORK_DIRS = ("root", "host", "seen", "white", "over", "empty", "layers", "own", "dev", "dev/pts",
              "dev/shm")  # fmt: skip
 """What is in the launcher's work directory: where a root is put together; the host's / without
 what is mounted below it; the same with directories hidden; a layer that hides names, and where it
-is put over /etc; what covers a directory that is to be hidden; where layers in memory are mounted;
-and the skeleton of /dev."""
+is put over /etc; what covers a directory that is to be hidden; where layers in memory are mounted,
+and the directory of a layer on the disk; and the skeleton of /dev."""
 
 
 class Context:
@@ -167,24 +167,58 @@ class OpenTree(Operation):
 
     The copy is private: no later mount of the host's arrives in it.  (None of the job's is seen
     by the host in any case: its namespace began as a slave.)
+
+    by  ""        the job's init opens it
+        "plain"   the launcher does, for a job in a user namespace: it may read every path, and
+                  there mounts are not locked together (mount_namespaces(7))
+        "mapped"  the same, and what root owns on it is the job's root's
+        "try"     mapped if the file system can
     """
 
-    __slots__ = ("attributes", "recursive", "source", "tree")
+    __slots__ = ("attributes", "by", "recursive", "source", "tree")
     tree: int
     source: str
     recursive: bool
     attributes: int
+    by: str
 
     def describe(self) -> str:
-        options = ",".join(filter(None, ("private", _attribute_names(self.attributes))))
+        how = {"mapped": "idmap", "try": "idmap if it can"}.get(self.by, "")
+        options = ",".join(filter(None, ("private", _attribute_names(self.attributes), how)))
         deep = " with all below it" if self.recursive else ""
         return f"open_tree {self.source}{deep} as #{self.tree}, {options}"
 
     def execute(self, context: Context) -> None:
+        if not self.by:
+            context.trees[self.tree] = self.open(-1)
+
+    def open(self, user_namespace: int) -> int:
+        """The descriptor of the mount, mapped by `user_namespace` if that is asked for."""
         fd = syscalls.open_tree(self.source, recursive=self.recursive)
-        context.trees[self.tree] = fd
+        try:
+            self._set(fd, 0, self.attributes, c.MS_PRIVATE)
+            if self.by in ("mapped", "try"):
+                self._map(fd, user_namespace)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _map(self, fd: int, user_namespace: int) -> None:
+        try:
+            self._set(fd, user_namespace, c.MOUNT_ATTR_IDMAP, 0)
+        except OSError as error:
+            if self.by == "mapped" or error.errno != 22:  # EINVAL
+                raise
+
+    def _set(self, fd: int, user_namespace: int, attributes: int, propagation: int) -> None:
         syscalls.mount_setattr(
-            fd, "", self.attributes, propagation=c.MS_PRIVATE, recursive=self.recursive
+            fd,
+            "",
+            attributes,
+            propagation=propagation,
+            recursive=self.recursive,
+            user_namespace=user_namespace,
         )
 
 

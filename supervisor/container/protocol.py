@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE = 96 * 1024
 """Longer requests travel in a memfd; a socket buffer holds 208 KiB by default."""
 
@@ -63,7 +63,9 @@ class Request:
     """All that the launcher and the child need; no decision is left to them.
 
     flags           CLONE_NEW* of the init
-    user_map        (inside, outside, count) for uid and gid alike, or None for no user namespace
+    user_map        (inside, outside, count) for uids, as many as there are, and those for gids;
+                    None for no user namespace
+    map_helpers     newuidmap(1) and newgidmap(1), if it is they who may write these
     init_files …    see `cgroup.api.Entry`
     operations      mount operations as tuples (`container.mounts`)
     hostname        "" leaves it
@@ -91,6 +93,7 @@ class Request:
         "init_dir",
         "init_files",
         "loopback",
+        "map_helpers",
         "oom_score_adj",
         "operations",
         "payload_dir",
@@ -106,7 +109,8 @@ class Request:
 
     run: str
     flags: int
-    user_map: tuple[int, int, int] | None
+    user_map: tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]] | None
+    map_helpers: tuple[str, ...]
     init_files: tuple[str, ...]
     init_dir: str | None
     payload_files: tuple[str, ...]
@@ -133,6 +137,11 @@ class Request:
             setattr(self, name, values.pop(name))
         if values:
             raise TypeError(f"unknown fields: {', '.join(values)}")
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the job has more than one group, and setgroups(2): not so with a single id."""
+        return self.user_map is None or sum(count for _, _, count in self.user_map[1]) > 1
 
     def pack(self) -> bytes:
         return marshal.dumps((VERSION, *(getattr(self, name) for name in self.__slots__)))

@@ -7,10 +7,12 @@ init executes it.
     root = "host", overlay       an overlay over /, the other file systems bound read-only
     root = "/dir"                the directory, bound read-only or under an overlay
     a mount point is not there   a read-only root becomes an overlay of itself over a skeleton
-    in a user namespace          the mounts below / are locked together: bound as one, the
+    in a user namespace of ours  as above, but opened by the launcher, which may, and mapped by
+                                 idmapped mounts where the file system can (`idmaps`)
+    in any other user namespace  the mounts below / are locked together: bound as one, the
                                  kernel's pseudo file systems among them hidden
 
-May import: `errors`, `model`, `linux`, `container.{mounts,host,devices,space,users}`.
+May import: `errors`, `model`, `linux`, `container.{mounts,host,devices,space,idmaps,users}`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from pathlib import Path
 from supervisor.container import mounts, space
 from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
+from supervisor.container.idmaps import By
 from supervisor.container.users import resolve_in
 from supervisor.errors import SpawnError
+from supervisor.linux import caps
 from supervisor.linux import constants as c
 from supervisor.model.job import HIDDEN, JobSpec, Mount, Tmpfs
 
@@ -66,7 +70,7 @@ def hidden(spec: JobSpec, facts: Facts) -> tuple[str, ...]:
     for pattern in (*spec.hide, *facts.private):
         for path in glob.glob(pattern) if "*" in pattern else (pattern,):
             found.update(_real(path))
-    found = {path for path in found if _within_reach(path, spec)}
+    found = {path for path in found if _within_reach(path, spec, facts)}
     found -= {mount.target for mount in spec.mounts} | {tmpfs.target for tmpfs in spec.tmpfs}
     tops = [path for path in sorted(found) if not inside(path, OWN)]
     return tuple(path for path in tops if not inside(os.path.dirname(path), tuple(found)))
@@ -111,7 +115,7 @@ def whiteouts() -> tuple[str, ...]:
     return tuple(sorted({*names, *made, *found} - {*keys}))
 
 
-def _within_reach(path: str, spec: JobSpec) -> bool:
+def _within_reach(path: str, spec: JobSpec, facts: Facts) -> bool:
     """Whether somebody in the job's user namespace could get there, if it were not hidden.
 
     Nobody of mapped ids passes a directory that is closed to others, not even to cover it.
@@ -119,12 +123,42 @@ def _within_reach(path: str, spec: JobSpec) -> bool:
     space = spec.user_namespace
     if space.kind != "map" or space.host_id == 0:
         return True
-    ids = range(space.host_id, space.host_id + space.size)
-    for parent in Path(path).parents:
-        status = parent.stat()
+    for parent in map(str, Path(path).parents):
+        status = os.stat(parent)
+        first = 0 if how_opened(parent, spec, facts) == "mapped" else space.host_id
+        ids = range(first, first + space.size)
         if not status.st_mode & stat.S_IXOTH and not (status.st_uid in ids or status.st_gid in ids):
             return False
     return True
+
+
+def how_opened(path: str, spec: JobSpec, facts: Facts, *, deep: bool = False) -> By:
+    """Who opens the mount at `path` for the job, and whether its files are mapped.
+
+    Raises SpawnError when they are to be and cannot.
+    """
+    space = spec.user_namespace
+    if space.kind != "map" or not facts.privileged:
+        return ""
+    if space.files == "plain":
+        return "plain"
+    refusal = _not_mapped(path, spec, facts, deep)
+    if refusal and space.files == "mapped":
+        hint = 'say user_namespace = { files = "try" } to go without'
+        raise SpawnError("mounts", 0, path, f"cannot be mapped: {refusal}", hint=hint)
+    return "plain" if refusal else "mapped"
+
+
+def _not_mapped(path: str, spec: JobSpec, facts: Facts, deep: bool) -> str:
+    """With CAP_SYS_ADMIN a job could make a mount writable again; and its root is the host's there.
+
+    (Without, it gets that in a user namespace below its own only, where mounts are locked.)
+    """
+    if caps.CAP_SYS_ADMIN in caps.of_job(spec.capabilities.add, spec.capabilities.drop):
+        return "the job has CAP_SYS_ADMIN"
+    if facts.id_mounts is None:
+        return "not tried"
+    return facts.id_mounts.refusal(path, deep=deep)
 
 
 def check_seen(spec: JobSpec, tops: tuple[str, ...], path: str, stage: str) -> None:
@@ -164,6 +198,8 @@ class _Plan:
         self.uid = uid
         self.root = f"{facts.work}/root"
         self.in_userns = spec.user_namespace.kind != "host"
+        self.given = facts.privileged and spec.user_namespace.kind == "map"
+        self.locked = self.in_userns and not self.given
         self.operations: list[mounts.Operation] = []
         self.pending: list[tuple[int, str, bool | None]] = []
         self.trees = 0
@@ -209,18 +245,38 @@ class _Plan:
         deep: bool,
         directory: bool,
         devices: bool = False,
+        by: By = "",
     ) -> None:
         """Open the mount at `source` before the pivot, to attach it at `target` after.
 
         Without `devices` nobody can open a device there.
         """
+        tree = self._open(source, deep=deep, read_only=read_only, devices=devices, by=by)
+        self.pending.append((tree, target, directory))
+
+    def _open(
+        self, source: str, *, deep: bool, read_only: bool, devices: bool = False, by: By
+    ) -> int:
+        """The number of the tree that holds it."""
         attributes = 0 if devices else c.MOUNT_ATTR_NODEV
         attributes |= c.MOUNT_ATTR_RDONLY if read_only else 0
         self.add(
-            mounts.OpenTree(tree=self.trees, source=source, recursive=deep, attributes=attributes)
+            mounts.OpenTree(
+                tree=self.trees, source=source, recursive=deep, attributes=attributes, by=by
+            )
         )
-        self.pending.append((self.trees, target, directory))
         self.trees += 1
+        return self.trees - 1
+
+    def _by(self, path: str, *, deep: bool = False) -> By:
+        return how_opened(path, self.spec, self.facts, deep=deep)
+
+    @property
+    def _own_by(self) -> By:
+        """How what the launcher keeps in WORK is opened."""
+        if not self.given:
+            return ""
+        return "plain" if self.spec.user_namespace.files == "plain" else "try"
 
     def _own_work(self) -> None:
         """Without privilege the launcher has no tmpfs of its own: the job's namespace gets one."""
@@ -236,8 +292,8 @@ class _Plan:
     def _dev_tree(self) -> None:
         """The launcher's skeleton of /dev, which many jobs share."""
         self.take(
-            f"{self.facts.work}/dev", "/dev", read_only=self.facts.privileged, deep=self.in_userns,
-            directory=True, devices=True,
+            f"{self.facts.work}/dev", "/dev", read_only=self.facts.privileged, deep=self.locked,
+            directory=True, devices=True, by=self._own_by,
         )  # fmt: skip
         if not self.facts.privileged:
             self._standard_nodes("/dev")
@@ -261,12 +317,13 @@ class _Plan:
 
     def _take_from_host(self) -> None:
         """What is bound from the host: its other file systems, then the job's own mounts."""
-        whole = self.in_userns and not self._needs_overlay()
+        whole = self.locked and not self._needs_overlay()
         for point in () if self.spec.root != "host" or whole else self.facts.submounts:
             if inside(point, self.hidden):
                 continue
             directory = os.path.isdir(point)
-            self.take(point, point, read_only=True, deep=self.in_userns, directory=directory)
+            by = self._by(point)
+            self.take(point, point, read_only=True, deep=self.locked, directory=directory, by=by)
         self._cover_directories()
         for mount in self.spec.mounts:
             self._take_mount(mount)
@@ -274,14 +331,14 @@ class _Plan:
     def _cover_directories(self) -> None:
         """Directories that are to be hidden get an empty one over them, once they are there."""
         covered = [path for path, directory in self.facts.masked if directory]
-        if self.spec.root == "host" and self.in_userns:
+        if self.spec.root == "host" and self.locked:
             covered += self.facts.pseudo
         done = self.covered.union(self.opened, self.whited)
         covered += [path for path in self.hidden if path not in done and os.path.isdir(path)]
         self._white_out()
         empty = f"{self.facts.work}/empty"
         for path in covered:
-            self.take(empty, path, read_only=True, deep=False, directory=True)
+            self.take(empty, path, read_only=True, deep=False, directory=True, by=self._own_by)
 
     def _whited(self) -> frozenset[str]:
         """What is hidden by name, in a layer over its directory: all in /etc, and files anywhere.
@@ -299,7 +356,8 @@ class _Plan:
     def _white_layer(self) -> str:
         """The layer that hides by name: the launcher's, or one for this job's list alone."""
         if self.whited == {*whiteouts()}:
-            return f"{self.facts.work}/white"
+            white = f"{self.facts.work}/white"
+            return self._layer(white, "white", self._own_by) if self.given else white
         white = f"{self.facts.work}/layers/white"
         self._own_layers(white)
         self.add(*(mounts.Whiteout(path=white + path) for path in sorted(self.whited)))
@@ -320,7 +378,9 @@ class _Plan:
             if parent != "/etc":
                 target = f"{self.facts.work}/layers/over{number}"
                 self.add(mounts.MakeDir(path=target, mode=0o755))
-            bare = f"{self.facts.work}/host{parent}" if self.in_userns else parent
+            bare = self._layer(parent) if self.given else parent
+            if self.locked:
+                bare = f"{self.facts.work}/host{parent}"
             data = f"lowerdir={white}{parent}:{bare}" + (",userxattr" if self.in_userns else "")
             flags = c.MS_RDONLY | c.MS_NODEV
             self.add(mounts.Mount(fstype="overlay", target=target, flags=flags, data=data))
@@ -353,7 +413,12 @@ class _Plan:
             raise SpawnError("mounts", 0, mount.source, "is a device", hint=hint)
         directory = os.path.isdir(mount.source)
         self.take(
-            mount.source, mount.target, read_only=mount.read_only, deep=True, directory=directory
+            mount.source,
+            mount.target,
+            read_only=mount.read_only,
+            deep=True,
+            directory=directory,
+            by=self._by(mount.source, deep=True),
         )
 
     def _missing(self) -> list[tuple[str, bool]]:
@@ -391,22 +456,20 @@ class _Plan:
             self._read_only_overlay(self.missing)
         else:
             source = f"{self.facts.work}/seen" if self.covered else self.base
-            self.add(
-                mounts.OpenTree(
-                    tree=self.trees,
-                    source=source,
-                    recursive=self.in_userns or bool(self.covered),
-                    attributes=c.MOUNT_ATTR_RDONLY | c.MOUNT_ATTR_NODEV,
-                ),
-                mounts.Attach(tree=self.trees, target=self.root),
-            )
-            self.trees += 1
+            deep = self.locked or bool(self.covered)
+            tree = self._open(source, deep=deep, read_only=True, by=self._by(self.base))
+            self.add(mounts.Attach(tree=tree, target=self.root))
 
     def _writable_overlay(self) -> None:
         upper, work = self.layers.upper(self.facts.work)
         if self.layers.run_dir is None:
             self._own_layers(upper)
             self.add(mounts.MakeDir(path=work, mode=0o700))
+        elif self.given:
+            own = f"{self.facts.work}/own"
+            tree = self._open(self.layers.run_dir, deep=False, read_only=False, by="plain")
+            self.add(mounts.Attach(tree=tree, target=own))
+            upper, work = f"{own}/upper", f"{own}/work"
         self._overlay(f"lowerdir={self._lower()},upperdir={upper},workdir={work}")
 
     def _read_only_overlay(self, missing: list[tuple[str, bool]]) -> None:
@@ -425,9 +488,20 @@ class _Plan:
 
         overlayfs takes a private copy of the mount (EINVAL: fs/namespace.c, clone_private_mount).
         """
-        bare = self.in_userns and self.facts.privileged and self.base == "/"
-        lower = f"{self.facts.work}/host" if bare else self.base
-        return f"{self.white}:{lower}" if self.white else lower
+        bare = self.base
+        if self.given:
+            bare = self._layer(self.base)
+        elif self.locked and self.facts.privileged and self.base == "/":
+            bare = f"{self.facts.work}/host"
+        return f"{self.white}:{bare}" if self.white else bare
+
+    def _layer(self, path: str, target: str = "host", by: By | None = None) -> str:
+        """Where the launcher's view of `path` lies, to be a layer of an overlay of the job's."""
+        by = self._by(path) if by is None else by
+        tree = self._open(path, deep=False, read_only=True, by=by)
+        place = f"{self.facts.work}/{target}"
+        self.add(mounts.Attach(tree=tree, target=place))
+        return place
 
     def _own_layers(self, path: str) -> None:
         """A tmpfs of this job's alone, with `path` in it."""
@@ -464,8 +538,13 @@ class _Plan:
     def _host_sys(self) -> None:
         """The host's network namespace has the host's /sys; without privilege only a bind of it."""
         at = self.operations.index(next(o for o in self.operations if type(o) is mounts.PivotRoot))
+        by: By = "plain" if self.given else ""
         tree = mounts.OpenTree(
-            tree=self.trees, source="/sys", recursive=self.in_userns, attributes=c.MOUNT_ATTR_RDONLY
+            tree=self.trees,
+            source="/sys",
+            recursive=self.locked,
+            attributes=c.MOUNT_ATTR_RDONLY,
+            by=by,
         )
         self.operations.insert(at, tree)
         self.add(mounts.Attach(tree=self.trees, target="/sys"))

@@ -18,6 +18,7 @@ from supervisor.model.limits import IoLimit
 
 LARGEST_ID = 2**32 - 2
 MOST_IOPS = 2**32 - 1
+FILES = ("try", "mapped", "plain")
 PROTECTED = ("/", "/proc")
 """Where nothing of a job's own is mounted: its root is set up first, its /proc last."""
 
@@ -176,22 +177,37 @@ def hide_from_flag(text: str) -> Any:
 
 
 def user_namespace(value: Any, context: Context) -> UserNamespace:
-    """ "host", "self", or { host_id, size }."""
-    if value == "host" or value == "self":
+    """ "host", "self", "auto", or a table; without ids it is "auto" with what else it says."""
+    if value in ("host", "self", "auto"):
         return UserNamespace(value)
     if not isinstance(value, dict):
-        raise must('"host", "self" or { host_id = 100000, size = 65536 }', value)
-    parsers = {
+        raise must('"host", "self", "auto" or { host_id = 100000, size = 65536 }', value)
+    parsers: dict[str, Parser] = {
         "host_id": kinds.integer(0, LARGEST_ID),
         "size": kinds.integer(1, LARGEST_ID + 1),
+        "files": lambda text, context: kinds.word(kinds.string(text, context), FILES),
     }
-    ids = table(value, parsers, context, ("host_id", "size"))
+    required = () if set(value) == {"files"} else ("host_id", "size")
+    ids = table(value, parsers, context, required)
+    if not required:
+        return UserNamespace("auto", **ids)
     if ids["host_id"] + ids["size"] - 1 > LARGEST_ID:
         raise Wrong(f"reaches beyond the largest user number, {LARGEST_ID}")
     return UserNamespace("map", **ids)
 
 
+def default_user_namespace(context: Context) -> UserNamespace:
+    """Where a job says nothing: none as root; who is not root cannot do without."""
+    return UserNamespace("host" if context.uid == 0 else "auto")
+
+
 def user_namespace_from_flag(text: str) -> Any:
-    """ "host", "self" or "HOST_ID:SIZE"."""
+    """ "host", "self", "auto", "auto:FILES" or "HOST_ID:SIZE[:FILES]"."""
     first, colon, second = text.partition(":")
-    return {"host_id": kinds.scalar(first), "size": kinds.scalar(second)} if colon else text
+    if not colon:
+        return text
+    if first == "auto":
+        return {"files": second}
+    size, colon, files = second.partition(":")
+    ids = {"host_id": kinds.scalar(first), "size": kinds.scalar(size)}
+    return ids | ({"files": files} if colon else {})

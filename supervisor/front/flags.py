@@ -83,7 +83,7 @@ def config_from_flags(
     if not sane({".".join(key): item.value for key, item in raw.items()}, problems):
         problems.raise_any()
     values = parse_values(JOB, raw, context, problems)
-    job = build(_name(args.command), raw, values, ("command",), problems)
+    job = build(_name(args.command), raw, values, ("command",), problems, context)
     plugins = _plugins(args, context, problems)
     state = default_state(context)
     settings = SupervisorSettings(name, state, default_runtime(context, state), plugins)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from supervisor.front import kinds, matrix
+from supervisor.front.compounds import default_user_namespace
 from supervisor.front.kinds import Context
 from supervisor.front.problems import Problems, Wrong, found
 from supervisor.front.schema import JOB, Key
@@ -94,7 +95,7 @@ def _members(
             continue
         mine = _fill(filled, member, context, problems) if member else filled
         rest = parse_values(JOB, mine, context, problems)
-        yield build(full, raw, {**values, **rest}, origin, problems)
+        yield build(full, raw, {**values, **rest}, origin, problems, context)
 
 
 def _is_filled(key: Key) -> bool:
@@ -121,7 +122,9 @@ def _fill_one(key: Key, value: Any, member: Mapping[str, str], context: Context)
     return matrix.fill(value, member)
 
 
-def build(name: str, raw: Raw, values: Values, origin: Path, problems: Problems) -> JobSpec:
+def build(
+    name: str, raw: Raw, values: Values, origin: Path, problems: Problems, context: Context
+) -> JobSpec:
     """The job that checked values make; what does not fit together goes to `problems`."""
     check = _Together(raw, values, origin, problems)
     check.all()
@@ -132,6 +135,7 @@ def build(name: str, raw: Raw, values: Values, origin: Path, problems: Problems)
     user, user_group = single.pop("user", (None, None))
     single["user"], single["user_group"] = user, single.pop("group", user_group)
     single.setdefault("write", "read-only" if single.get("root", "host") == "host" else "overlay")
+    single.setdefault("user_namespace", default_user_namespace(context))
     return JobSpec(
         name=name,
         group=matrix.group_of(name),

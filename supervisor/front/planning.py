@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, devices, host, rootfs
+from supervisor.container import build, devices, host, idmaps, rootfs
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.rootfs import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
@@ -31,7 +31,7 @@ from supervisor.model.limits import Limits
 from supervisor.policy import registry
 from supervisor.policy.engine import Engine
 from supervisor.record.runs import StateDir, safe_name
-from supervisor.supervise import storage
+from supervisor.supervise import idranges, storage
 from supervisor.supervise.actions import lifted
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.instance import Settings
@@ -54,7 +54,8 @@ def plan(path: Path, wanted: str | None) -> Iterator[str]:
     settings = settings_of(config)
     assert settings.state is not None
     manager = detect(settings.name, settings.cgroup_parent)
-    facts = host.look(str(settings.runtime / "work"), (str(settings.state.root),))
+    private = (str(settings.state.root),)
+    facts = host.look(str(settings.runtime / "work"), private, idmaps.IdMounts())
     given = resource.getrlimit(resource.RLIMIT_NOFILE)
     facts = evolve(facts, covered=rootfs.coverable(facts), open_files=given)
     planner = _Planner(settings, settings.state, manager, facts, Engine(policies, HookCaller()))
@@ -114,7 +115,7 @@ class _Planner:
         limits = prepared.spec.limits
         for one in missing:
             limits = lifted(limits, one.limit)
-        spec = evolve(prepared.spec, limits=limits)
+        spec = self._mapped(evolve(prepared.spec, limits=limits))
         wants = self.engine.wants("on_memory_limit", spec)
         hold = limits.memory is not None and wants
         pressure = spec.pressure.wanted() if self.engine.wants("on_pressure", spec) else {}
@@ -144,6 +145,18 @@ class _Planner:
         yield from map(_await, rehearsed.sources)
         yield from self._container(spec, run, rehearsed)
 
+    def _mapped(self, spec: JobSpec) -> JobSpec:
+        """With ids as a run might get them: which range is next is seen when it is taken."""
+        space = spec.user_namespace
+        if space.kind != "auto":
+            return spec
+        if not self.facts.privileged:
+            own = self.facts.subordinate
+            return evolve(spec, user_namespace=idmaps.without_root(space, own))
+        first = idranges.pool().first
+        resolved = evolve(space, kind="map", host_id=first, size=idranges.SIZE)
+        return evolve(spec, user_namespace=resolved)
+
     def _directories(self, spec: JobSpec, run: str) -> Iterator[str]:
         directory = self.state.runs / run
         yield f"mkdir {directory}"
@@ -154,6 +167,9 @@ class _Planner:
         base = storage.layer_base(spec, directory)
         if base is not None:
             yield f"mkdir {base}/upper {base}/work"
+            if spec.user_namespace.kind == "map":
+                owner = spec.user_namespace.host_id
+                yield f"chown {owner}:{owner} {base} {base}/upper {base}/work"
 
     def _request(self, spec: JobSpec, run: str, told: Rehearsed, facts: host.Facts) -> list[str]:
         base = storage.layer_base(spec, self.state.runs / run)

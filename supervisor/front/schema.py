@@ -290,11 +290,13 @@ JOB = Table((
             "Who it runs as.", "who runs `supervise`", '"nobody"', "user"),
     Setting("group", Kind("name or number", kinds.account_group, "GROUP"),
             "Its group.", "the user's own", '"nogroup"', "group"),
-    Setting("user_namespace", Kind('`"host"`, `"self"` or `{ host_id = 100000, size = 65536 }`',
-                                   compounds.user_namespace, "host|self|ID:SIZE",
+    Setting("user_namespace", Kind('`"host"`, `"self"`, `"auto"` or '
+                                   '`{ host_id = 100000, size = 65536, files = "try" }`',
+                                   compounds.user_namespace, "host|self|auto|ID:SIZE",
                                    compounds.user_namespace_from_flag),
-            "Its user numbers: the host's; only its own, as root; or a range of the host's.",
-            '"host"', "{ host_id = 100000, size = 65536 }", "user-namespace"),
+            "Its user numbers: the host's; only who runs `supervise`, as root; a range of its own "
+            "for each run; or a range given. See isolation.md.",
+            '`"host"` as root, else `"auto"`', '"auto"', "user-namespace"),
     Setting("capabilities.add", CAPABILITIES,
             "What its root may do beyond the default; a user who is not root gets just these.",
             "[]", '["NET_RAW"]', "cap-add"),

@@ -85,10 +85,10 @@ def _plain(key: str, value: Any) -> Any:
     match value:
         case Tmpfs():
             return _tmpfs(value)
-        case UserNamespace("map", host_id, size):
-            return {"host_id": host_id, "size": size}
-        case UserNamespace(kind):
-            return kind
+        case UserNamespace(kind, host_id, size, files):
+            ids = {"host_id": host_id, "size": size} if kind == "map" else {}
+            more = {"files": files} if files != "try" else {}
+            return ids | more or kind
         case PressureAt():
             shares = {one.name: getattr(value, one.name) for one in fields(PressureAt)}
             return {name: _share(part) for name, part in shares.items()}

@@ -176,13 +176,20 @@ def move_mount(fd: int, target: str) -> None:
 
 
 def mount_setattr(
-    fd: int, path: str, attributes: int, *, propagation: int = 0, recursive: bool
+    fd: int,
+    path: str,
+    attributes: int,
+    *,
+    propagation: int = 0,
+    recursive: bool,
+    user_namespace: int = 0,
 ) -> None:
     """mount_setattr(2): set MOUNT_ATTR_* on a mount and, if asked, on all below (Linux 5.12).
 
     With an empty `path` the mount is `fd` itself; `propagation` is MS_PRIVATE and the like.
+    `user_namespace` is a descriptor, and goes with MOUNT_ATTR_IDMAP (EINVAL: not this file system).
     """
-    attr = MountAttr(attr_set=attributes, propagation=propagation)
+    attr = MountAttr(attr_set=attributes, propagation=propagation, userns_fd=user_namespace)
     flags = (c.AT_RECURSIVE if recursive else 0) | (0 if path else c.AT_EMPTY_PATH)
     done = _syscall(
         SYS_MOUNT_SETATTR,

@@ -135,11 +135,20 @@ class PressureAt:
 
 @frozen
 class UserNamespace:
-    """`host`: none.  `self`: the caller's one id as root.  `map`: `size` ids from `host_id` on."""
+    """Whose ids the job's are.
 
-    kind: Literal["host", "self", "map"] = "host"
+    `host`: no user namespace.  `self`: the caller's one id as root.  `map`: `size` ids from
+    `host_id` on.  `auto`: a range of its own for each run (then `map`); without root what the
+    caller has been given in /etc/subuid, else as `self`.
+
+    `files`: whether what root owns on a mount is root's inside too (an idmapped mount).  `try`:
+    where the kernel and the file system can, `mapped`: or the job is refused, `plain`: never.
+    """
+
+    kind: Literal["host", "self", "map", "auto"] = "host"
     host_id: int = 0
     size: int = 1
+    files: Literal["try", "mapped", "plain"] = "try"
 
 
 @frozen

@@ -82,6 +82,14 @@ class OutputUse:
 
 
 @frozen
+class UserIds:
+    """The host's numbers of a run in a range of its own: `size` from `host_id` on."""
+
+    host_id: int
+    size: int
+
+
+@frozen
 class Evidence:
     """One thing that was read: from `source` (a path), `what` was found there."""
 
@@ -118,6 +126,7 @@ class RunRecord:
     pids: PidsUse = PidsUse()
     io: IoUse = IoUse()
     output: OutputUse = OutputUse()
+    user_namespace: UserIds | None = None
     expected: bool = False
     detail: str = ""
     decided_by: str = ""

@@ -37,6 +37,7 @@ KINDS = (
     "supervisor_started",
     "job_waiting",
     "job_starting",
+    "user_ids",
     "job_started",
     "memory_limit",
     "oom_kill",

@@ -25,6 +25,7 @@ from supervisor.model.record import (
     Reason,
     RunRecord,
     StartError,
+    UserIds,
     iso,
 )
 from supervisor.model.verdict import Facts, verdict
@@ -96,10 +97,17 @@ def start_failed(run: Run, error: SupervisorError) -> RunRecord:
         memory=MemoryUse(limit=run.limits.memory),
         pids=PidsUse(limit=run.limits.pids),
         output=OutputUse(limit=run.limits.output),
+        user_namespace=_user_ids(run),
         expected=reason == run.spec.expect,
         detail="stopped while it was started" if stopped else str(error),
         start_error=None if stopped else told,
     )
+
+
+def _user_ids(run: Run) -> UserIds | None:
+    """None where there was none, or none was given yet."""
+    space = run.spec.user_namespace
+    return UserIds(space.host_id, space.size) if space.kind == "map" else None
 
 
 def _read_cgroup(run: Run) -> _Read:
@@ -209,6 +217,7 @@ def _record(
         ),
         pids=PidsUse(run.limits.pids, usage.pids_peak, counters.refused),
         io=IoUse(usage.read_bytes, usage.write_bytes),
+        user_namespace=_user_ids(run),
         expected=reason == run.spec.expect,
         detail=told or (cause.why if cause else ""),
         decided_by=cause.by if cause else "",

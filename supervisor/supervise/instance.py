@@ -35,6 +35,7 @@ from supervisor.record.runs import StateDir
 from supervisor.supervise import preflight
 from supervisor.supervise.admission import Admission, Room
 from supervisor.supervise.hookcall import HookCaller
+from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.job import Job
 from supervisor.supervise.reaper import Child, Reaper
 from supervisor.supervise.shared import Log, Shared
@@ -162,6 +163,7 @@ async def open_instance(
             stop_all=lambda why: stops[0](why),
             state=settings.state,
             scratch=settings.scratch,
+            id_ranges=IdRanges(settings.name),
         )
         instance = Instance(shared, specs)
         stops.append(instance.stop)

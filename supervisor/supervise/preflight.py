@@ -16,8 +16,7 @@ from supervisor.model.job import JobSpec
 
 WAYS_OUT = (
     "as root: sudo supervise ...",
-    'user_namespace = "self" (--user-namespace self) below a delegated cgroup: '
-    "systemd-run --user --scope -p Delegate=yes supervise ...",
+    "below a delegated cgroup: systemd-run --user --scope -p Delegate=yes supervise ...",
     'on_missing = "warn" (--on-missing warn), without the limits that then do not hold',
 )
 """What somebody without privilege can do."""
@@ -30,7 +29,10 @@ def check(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> 
     lines = _limits(manager, jobs, fixes=privileged) if on_missing == "refuse" else []
     alone = [job.name for job in jobs if job.user_namespace.kind == "host" and not privileged]
     if alone:
-        lines.append(f"namespaces of {_names(alone)}: they need CAP_SYS_ADMIN")
+        lines.append(
+            f"namespaces of {_names(alone)}: they need CAP_SYS_ADMIN; "
+            'or user_namespace = "auto" (--user-namespace auto)'
+        )
     if not lines:
         return
     if privileged:

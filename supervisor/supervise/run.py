@@ -18,7 +18,7 @@ import trio
 from attrs import evolve
 
 from supervisor.cgroup.api import JobCgroup, Missing, PressureSource
-from supervisor.container import build, devices
+from supervisor.container import build, devices, idmaps
 from supervisor.container.spawn import Container
 from supervisor.errors import KernelError, LimitError, SupervisorError
 from supervisor.model.action import Retry
@@ -32,7 +32,7 @@ from supervisor.model.event import (
     Tick,
     Timeout,
 )
-from supervisor.model.job import JobSpec
+from supervisor.model.job import JobSpec, UserNamespace
 from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, Reason, RunRecord, iso
 from supervisor.model.state import State
@@ -40,7 +40,7 @@ from supervisor.model.units import size_text
 from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
-from supervisor.supervise import actions, ending, stopping
+from supervisor.supervise import actions, ending, idranges, stopping
 from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Shared
@@ -108,6 +108,7 @@ class Run:
         """Run it.  Raises nothing but cancellation; however it ends, nothing is left behind."""
         try:
             async with (
+                self._ids(),
                 self._storage() as storage,
                 self._cgroup(),
                 self._followed(),
@@ -121,6 +122,31 @@ class Run:
         self._write_down(record)
         await self._ask_about_exit(record)
         return record
+
+    @asynccontextmanager
+    async def _ids(self) -> AsyncIterator[None]:
+        """User numbers of the run's own, where it is to have some: nobody else's until its end."""
+        space = self.spec.user_namespace
+        facts = self.shared.host.facts()
+        if space.kind != "auto":
+            yield
+        elif not facts.privileged:
+            self._map(idmaps.without_root(space, facts.subordinate))
+            yield
+        else:
+            first = self.shared.id_ranges.take(self.id)
+            try:
+                self._map(evolve(space, kind="map", host_id=first, size=idranges.SIZE))
+                self.emit("user_ids", host_id=first, size=idranges.SIZE)
+                yield
+            finally:
+                await self._tidy(self._give_back(first))
+
+    def _map(self, space: UserNamespace) -> None:
+        self.spec = evolve(self.spec, user_namespace=space)
+
+    async def _give_back(self, first: int) -> None:
+        self.shared.id_ranges.give_back(first)
 
     @asynccontextmanager
     async def _storage(self) -> AsyncIterator[Storage]:

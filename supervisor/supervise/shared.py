@@ -19,6 +19,7 @@ from supervisor.model.event import Event
 from supervisor.policy.engine import Engine
 from supervisor.record.runs import RunIds, StateDir
 from supervisor.supervise.admission import Admission
+from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.reaper import Reaper
 from supervisor.watch.cgroup import Watcher
 from supervisor.watch.kernel_log import KernelLog
@@ -51,6 +52,7 @@ class Shared:
     admission: Admission
     on_missing: Literal["refuse", "warn"]
     stop_all: Callable[[str], None]
+    id_ranges: IdRanges
     state: StateDir | None = None
     scratch: Path | None = None
     run_ids: RunIds = Factory(lambda: RunIds(time.time))

@@ -5,6 +5,7 @@ May import: `errors`, `model`, `container`, `record`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -107,7 +108,20 @@ class Storage:
         for name in ("upper", "work"):
             (base / name).mkdir(mode=0o755, parents=True)
         self._layer = base
+        self._belongs_to(base, self._owner())
         return Layers(str(base))
+
+    def _owner(self) -> int:
+        """Who root of the job is on the host."""
+        space = self._spec.user_namespace
+        return space.host_id if space.kind == "map" and os.geteuid() == 0 else os.geteuid()
+
+    @staticmethod
+    def _belongs_to(base: Path, owner: int) -> None:
+        """Nobody gets to `base` from outside; a job's root walks through it to its layer."""
+        if owner != os.geteuid():
+            for path in (base, base / "upper", base / "work"):
+                os.chown(path, owner, owner)
 
     def exit_record(self) -> exit_record.ExitRecord | None:
         """What the init wrote when the payload had ended; None: nothing, or not the whole."""
@@ -118,7 +132,9 @@ class Storage:
         if self._layer is not None:
             names = ("work",) if keep else ("upper", "work")
             for name in names:
-                await trio.to_thread.run_sync(shutil.rmtree, self._layer / name)
+                await trio.to_thread.run_sync(remove_tree, self._layer / name)
+            if os.geteuid() == 0:
+                os.chown(self._layer, 0, 0)
 
     def close(self) -> None:
         self.started()
@@ -128,11 +144,37 @@ class Storage:
 
 
 def layer_base(spec: JobSpec, own: Path | None) -> Path | None:
-    """Whether a run's writable layer lies in `own`, its directory; None: it is a tmpfs, or none."""
-    in_userns = spec.user_namespace.kind != "host"
-    if spec.write != "overlay" or own is None or in_userns or on_overlay(str(own)):
+    """Whether a run's writable layer lies in `own`, its directory; None: it is a tmpfs, or none.
+
+    In a user namespace overlayfs keeps its marks in attributes that not every file system has
+    (user.*, xattr(7)).  What a job writes with ids by newuidmap(1) its user could not remove.
+    """
+    if spec.write != "overlay" or own is None or on_overlay(str(own)):
+        return None
+    kind = spec.user_namespace.kind
+    if kind == "auto" or (kind != "host" and not has_user_attributes(own)):
         return None
     return own
+
+
+def has_user_attributes(path: Path) -> bool:
+    """Whether the file system of `path`, or of what there is of it, has xattr(7)'s user.*."""
+    there = next(one for one in (path, *path.parents) if one.exists())
+    try:
+        os.getxattr(there, "user.supervise")
+    except OSError as error:
+        return error.errno != errno.ENOTSUP  # ENODATA: it could have one
+    return True
+
+
+def remove_tree(path: Path) -> None:
+    """rmtree, also past directories that their owner closed to himself, as overlayfs does."""
+    if os.geteuid() != 0:
+        for directory, names, _files in os.walk(path):
+            for name in names:
+                if not os.path.islink(os.path.join(directory, name)):
+                    os.chmod(os.path.join(directory, name), 0o700)
+    shutil.rmtree(path)
 
 
 def _name(error: OSError) -> str:

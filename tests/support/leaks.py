@@ -95,10 +95,12 @@ def runtime_files() -> dict[str, str]:
     roots = {Path("/run/supervise"), Path("/var/lib/supervise")}
     if "XDG_RUNTIME_DIR" in os.environ:
         roots.add(Path(os.environ["XDG_RUNTIME_DIR"]) / "supervise")
-    # an empty root itself is a place that every instance shares, not a thing left behind
+    # an empty root itself is a place that every instance shares, not a thing left behind, and so
+    # is where ranges of user numbers are noted (`supervise.idranges`)
     paths = [path for root in roots if os.access(root, os.X_OK) for path in root.rglob("*")]
     paths += Path(tempfile.gettempdir()).glob("*supervise*")
-    return {str(path): str(path) for path in paths}
+    shared = {Path("/run/supervise/.ids", name) for name in ("", "lock", "next")}
+    return {str(path): str(path) for path in paths if path not in shared}
 
 
 def descriptors() -> dict[str, str]:

@@ -81,7 +81,7 @@ def test_facts_are_read_again_only_when_mounts_changed(monkeypatch, tmp_path):
     reads = []
     look = host.look
     monkeypatch.setattr(
-        host, "look", lambda work, private: reads.append(work) or look(work, private)
+        host, "look", lambda work, *more: reads.append(work) or look(work, *more)
     )
     found = host.Host(str(tmp_path))
     try:
