@@ -458,7 +458,7 @@ class _Plan:
             source = f"{self.facts.work}/seen" if self.covered else self.base
             deep = self.locked or bool(self.covered)
             tree = self._open(source, deep=deep, read_only=True, by=self._by(self.base))
-            self.add(mounts.Attach(tree=tree, target=self.root))
+            self.add(mounts.Attach(tree=tree, target=self.root, cover=False))
 
     def _writable_overlay(self) -> None:
         upper, work = self.layers.upper(self.facts.work)
@@ -468,7 +468,7 @@ class _Plan:
         elif self.given:
             own = f"{self.facts.work}/own"
             tree = self._open(self.layers.run_dir, deep=False, read_only=False, by="plain")
-            self.add(mounts.Attach(tree=tree, target=own))
+            self.add(mounts.Attach(tree=tree, target=own, cover=False))
             upper, work = f"{own}/upper", f"{own}/work"
         self._overlay(f"lowerdir={self._lower()},upperdir={upper},workdir={work}")
 
@@ -500,7 +500,7 @@ class _Plan:
         by = self._by(path) if by is None else by
         tree = self._open(path, deep=False, read_only=True, by=by)
         place = f"{self.facts.work}/{target}"
-        self.add(mounts.Attach(tree=tree, target=place))
+        self.add(mounts.Attach(tree=tree, target=place, cover=False))
         return place
 
     def _own_layers(self, path: str) -> None:
@@ -547,8 +547,13 @@ class _Plan:
             by=by,
         )
         self.operations.insert(at, tree)
-        self.add(mounts.Attach(tree=self.trees, target="/sys"))
+        self.add(mounts.Attach(tree=self.trees, target="/sys", cover=False))
         self.trees += 1
+
+    def _may_be_closed(self, target: str) -> bool:
+        """Whether it is hidden, in an overlay that was made without root's rights on the host."""
+        unmapped = self.in_userns and self._by(self.base) != "mapped"
+        return unmapped and self._needs_overlay() and target in self.hidden
 
     def _attach(self) -> None:
         if self.spec.devices:
@@ -557,7 +562,7 @@ class _Plan:
             if self.spec.write == "overlay" or self._is_made(target):
                 make = mounts.MakeDir(path=target, mode=0o755) if directory else None
                 self.add(make or mounts.MakeFile(path=target))
-            self.add(mounts.Attach(tree=tree, target=target))
+            self.add(mounts.Attach(tree=tree, target=target, cover=self._may_be_closed(target)))
             if target == "/dev":
                 self._dev_file_systems()
 

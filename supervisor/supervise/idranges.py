@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -139,6 +140,19 @@ class IdRanges:
         with self._locked():
             self._unlink(self.directory / str(first))
 
+    def forget(self) -> None:
+        """Drop what an earlier supervisor of this instance's name had: its jobs are no more.
+
+        Raises KernelError.
+        """
+        if not self.directory.exists():
+            return
+        with self._locked():
+            for path in self.directory.iterdir():
+                ours = path.name.isdecimal() and _noted(path).get("instance") == self.instance
+                if ours and not _in_use(path):
+                    self._unlink(path)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         path = self.directory / "lock"
@@ -165,7 +179,7 @@ class IdRanges:
     def _claim(self, first: int, run: str) -> bool:
         """Note that the range is ours; False while somebody else's job may live in it."""
         path = self.directory / str(first)
-        if path.exists() and (_holds(path) or _alive(range(first, first + SIZE))):
+        if path.exists() and _in_use(path):
             return False
         me = proc.stat(os.getpid())
         told = {"pid": me.pid, "start": me.start_ticks, "instance": self.instance, "run": run}
@@ -185,15 +199,28 @@ class IdRanges:
             raise KernelError("unlink", str(path), error.errno or 0) from error
 
 
+def _in_use(path: Path) -> bool:
+    first = int(path.name)
+    return _holds(path) or _alive(range(first, first + SIZE))
+
+
 def _holds(path: Path) -> bool:
     """Whether the supervisor that noted itself there still runs: its pid and its start time."""
+    told = _noted(path)
     try:
-        told = json.loads(path.read_text())
-        return bool(proc.stat(told["pid"]).start_ticks == told["start"])
-    except (ValueError, LookupError, TypeError):
+        return bool(proc.stat(int(told["pid"])).start_ticks == told["start"])
+    except (LookupError, TypeError, ValueError):
         return False  # cut short by a crash
     except KernelError:
         return False  # no such process
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _alive(ids: range) -> bool:

@@ -126,7 +126,8 @@ async def open_instance(
     async with AsyncExitStack() as stack:
         stack.enter_context(unwrapped())
         stack.enter_context(runtime_dir(settings))
-        stack.enter_context(_closing(manager, log))
+        ids = IdRanges(settings.name)
+        stack.enter_context(_closing(manager, log, ids))
         reaper = Reaper(
             lambda pid, status: log.emit(
                 "orphan_reaped", pid=pid, exit_code=status.code, signal=status.signal
@@ -163,7 +164,7 @@ async def open_instance(
             stop_all=lambda why: stops[0](why),
             state=settings.state,
             scratch=settings.scratch,
-            id_ranges=IdRanges(settings.name),
+            id_ranges=ids,
         )
         instance = Instance(shared, specs)
         stops.append(instance.stop)
@@ -240,10 +241,11 @@ def _remove_if_empty(path: Path) -> None:
 
 
 @contextmanager
-def _closing(manager: CgroupManager, log: Log) -> Iterator[None]:
+def _closing(manager: CgroupManager, log: Log, ids: IdRanges) -> Iterator[None]:
     """Clear away what a supervisor that died left; at the end, the instance's own cgroup."""
     for run in manager.remove_leftovers():
         log.emit("warning", text=f"ended what an earlier supervisor left behind: {run}")
+    ids.forget()
     try:
         manager.prepare(POOL)
         yield

@@ -80,9 +80,7 @@ def test_the_clone_has_the_namespaces_asked_for():
 def test_facts_are_read_again_only_when_mounts_changed(monkeypatch, tmp_path):
     reads = []
     look = host.look
-    monkeypatch.setattr(
-        host, "look", lambda work, *more: reads.append(work) or look(work, *more)
-    )
+    monkeypatch.setattr(host, "look", lambda work, *more: reads.append(work) or look(work, *more))
     found = host.Host(str(tmp_path))
     try:
         assert found.facts() is found.facts()
