@@ -224,8 +224,12 @@ def _noted(path: Path) -> dict[str, Any]:
 
 
 def _alive(ids: range) -> bool:
-    """Whether a process has a user number of `ids`: the job of a supervisor that is no more."""
-    return any(number in ids for entry in proc.processes() for number in _users(entry.pid))
+    """Whether a process has a user number of `ids`: the job of a supervisor that is no more.
+
+    One that is dead and waits to be reaped can do nothing any more.
+    """
+    living = (entry.pid for entry in proc.processes() if entry.state not in "ZX")
+    return any(number in ids for pid in living for number in _users(pid))
 
 
 def _users(pid: int) -> list[int]:
