@@ -295,7 +295,7 @@ JOB = Table((
                                    compounds.user_namespace, "host|self|auto|ID:SIZE",
                                    compounds.user_namespace_from_flag),
             "Its user numbers: the host's; only who runs `supervise`, as root; a range of its own "
-            "for each run; or a range given. See isolation.md.",
+            "for each run; or a range given. See security.md.",
             '`"host"` as root, else `"auto"`', '"auto"', "user-namespace"),
     Setting("capabilities.add", CAPABILITIES,
             "What its root may do beyond the default; a user who is not root gets just these.",

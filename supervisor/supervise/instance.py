@@ -245,12 +245,12 @@ def _closing(manager: CgroupManager, log: Log, ids: IdRanges) -> Iterator[None]:
     """Clear away what a supervisor that died left; at the end, the instance's own cgroup."""
     for run in manager.remove_leftovers():
         log.emit("warning", text=f"ended what an earlier supervisor left behind: {run}")
-    ids.forget()
     try:
         manager.prepare(POOL)
         yield
     finally:
         try:
+            ids.forget()  # not at the beginning: those that were ended may still be about to go
             manager.close()
         except KernelError as error:
             log.emit("cleanup_failed", text=str(error))
