@@ -516,6 +516,12 @@ class _Plan:
         self.add(mounts.MakeDir(path=path, mode=0o755))
 
     def _overlay(self, data: str) -> None:
+        if not self.facts.privileged and self.base == "/":
+            missing = [path for path, _ in self.missing]
+            what = f"it has no {missing[0]}" if missing else 'write = "overlay"'
+            why = f"without root nothing can be laid over the host's root ({what})"
+            hint = 'mount below /tmp or /run, or say root = "/DIRECTORY"'
+            raise SpawnError("mounts", 0, "/", why, hint=hint)
         for path in (self.base, self.layers.run_dir or ""):
             if any(mark in path for mark in ",:\\"):
                 raise SpawnError("mounts", 22, path, "an overlay's path may not have , : or \\")
