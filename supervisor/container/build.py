@@ -43,6 +43,8 @@ def request(
     allowed = capabilities(spec)
     if user_map is None:
         _check_grantable(spec, facts)
+    operations = rootfs.plan(spec, facts, layers, identity.uid)
+    rootfs.check_possible(spec, facts, operations)
     return Request(
         run=run,
         flags=host.clone_flags(network=spec.network == "none", user=user_map is not None),
@@ -52,7 +54,7 @@ def request(
         init_dir=entry.init_dir,
         payload_files=entry.payload_files,
         payload_dir=entry.payload_dir,
-        operations=tuple(op.pack() for op in rootfs.plan(spec, facts, layers, identity.uid)),
+        operations=tuple(operation.pack() for operation in operations),
         hostname=spec.hostname or spec.name[:64],
         loopback=spec.network == "none",
         time_offset=spec.time_offset,

@@ -187,6 +187,22 @@ def plan(spec: JobSpec, facts: Facts, layers: Layers, uid: int) -> tuple[mounts.
     return tuple(writer.operations)
 
 
+def check_possible(spec: JobSpec, facts: Facts, operations: tuple[mounts.Operation, ...]) -> None:
+    """Raises SpawnError for an overlay over / without root: mounts are locked on it.
+
+    overlayfs takes a private copy of the mount (EINVAL: fs/namespace.c, clone_private_mount).
+    """
+    if facts.privileged or spec.root != "host":
+        return
+    root = f"{facts.work}/root"
+    for one in operations:
+        if isinstance(one, mounts.Mount) and one.fstype == "overlay" and one.target == root:
+            cause = "write" if spec.write == "overlay" else "a mount point that / does not have"
+            why = f"without root nothing can be laid over the host's root ({cause})"
+            hint = 'mount below /tmp or /run, or say root = "/DIRECTORY"'
+            raise SpawnError("mounts", 0, "/", why, hint=hint)
+
+
 class _Plan:
     """One plan while it is written; `tree` numbers what is taken from the host."""
 
@@ -516,12 +532,6 @@ class _Plan:
         self.add(mounts.MakeDir(path=path, mode=0o755))
 
     def _overlay(self, data: str) -> None:
-        if not self.facts.privileged and self.base == "/":
-            missing = [path for path, _ in self.missing]
-            what = f"it has no {missing[0]}" if missing else 'write = "overlay"'
-            why = f"without root nothing can be laid over the host's root ({what})"
-            hint = 'mount below /tmp or /run, or say root = "/DIRECTORY"'
-            raise SpawnError("mounts", 0, "/", why, hint=hint)
         for path in (self.base, self.layers.run_dir or ""):
             if any(mark in path for mark in ",:\\"):
                 raise SpawnError("mounts", 22, path, "an overlay's path may not have , : or \\")
