@@ -11,6 +11,7 @@ import _signal  # `signal` would import enum
 import _socket
 import fcntl
 import os
+import stat
 
 from supervisor.linux import caps, constants, syscalls
 
@@ -18,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from supervisor.container.mounts import Operation
+    from supervisor.container.mounts import Context, Operation
     from supervisor.container.protocol import Request
 
 _IFREQ_LO = (
@@ -26,6 +27,8 @@ _IFREQ_LO = (
     + (constants.IFF_UP | constants.IFF_RUNNING).to_bytes(2, "little")
     + bytes(22)
 )
+_NULL = os.makedev(1, 3)
+_ELOOP = 40
 ALL_SIGNALS = frozenset(range(1, 65)) - {32, 33}
 """The two between are glibc's own."""
 _NO_SIGNALS: frozenset[int] = frozenset()
@@ -92,13 +95,14 @@ def join_cgroup(files: tuple[str, ...]) -> None:
             raise StageError("cgroup", error, path) from None
 
 
-def set_up(request: Request, operations: list[Operation], context: object) -> None:
+def set_up(request: Request, operations: list[Operation], context: Context) -> None:
     """Make this process's new namespaces a container: mounts, network, host name, clocks."""
     for operation in operations:
         try:
-            operation.execute(context)  # type: ignore[arg-type]
+            operation.execute(context)
         except OSError as error:
             raise StageError("mounts", error, text=operation.describe()) from None
+    context.close()
     if request.loopback:
         _guard("network", loopback_up)
     if request.hostname:
@@ -146,17 +150,17 @@ def run_payload(
     cgroup: PayloadCgroup,
     streams: tuple[int, int, int],
     bounding: frozenset[int],
+    errors: int,
 ) -> NoReturn:
     """From the clone to exec; raises StageError when it could not get there.
 
-    `bounding` is what the launcher has left of the bounding set.
+    `bounding` is what the launcher has left of the bounding set; `errors`, the pipe for what goes
+    wrong, is the one descriptor that stays open until exec.
     """
     _guard("payload_cgroup", cgroup.join)
     _guard("payload_cgroup", syscalls.unshare, constants.CLONE_NEWCGROUP)
     os.setsid()
-    for number, fd in enumerate(streams):
-        os.dup2(fd, number)
-    syscalls.close_range(3, 0x7FFFFFFF, constants.CLOSE_RANGE_CLOEXEC)
+    _take_streams(streams, errors)
     for resource, soft, hard in request.rlimits:
         _guard("rlimits", syscalls.setrlimit, resource, soft, hard)
     _guard("keyring", syscalls.new_session_keyring)
@@ -177,6 +181,36 @@ def run_payload(
     for program in request.filters:
         _guard("seccomp", syscalls.install_filter, program)
     _exec(request)
+
+
+def _take_streams(streams: tuple[int, int, int], errors: int) -> None:
+    """They become 0, 1 and 2; all others are closed now, not at exec.
+
+    A working directory or a #! line can be a link to /proc/self/fd/N, which leads to whatever is
+    open just then: a directory of the host's cgroups, for one (CVE-2024-21626).
+    """
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    for first, last in ((3, errors - 1), (errors + 1, 0x7FFFFFFF)):
+        if first <= last:
+            syscalls.close_range(first, last)
+    for number in range(3):
+        _guard("init", _own_null, number)
+
+
+def _own_null(number: int) -> None:
+    """The host's /dev/null becomes the job's: root could change the mode of the one, of all."""
+    found = os.fstat(number)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _NULL:
+        return
+    access = fcntl.fcntl(number, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
+    fd = syscalls.openat2(
+        constants.AT_FDCWD, "/dev/null", access, resolve=constants.RESOLVE_NO_MAGICLINKS
+    )
+    if os.fstat(fd).st_rdev != _NULL:
+        raise OSError(_ELOOP, "", "/dev/null")
+    os.dup2(fd, number)
+    os.close(fd)
 
 
 def _set_oom_score_adj(request: Request, value: int) -> None:

@@ -123,7 +123,8 @@ def _payload(
     writer: int,
 ) -> NoReturn:
     try:
-        child.run_payload(request, cgroup, (fds.stdin, fds.stdout, fds.stderr), bounding)
+        streams = (fds.stdin, fds.stdout, fds.stderr)
+        child.run_payload(request, cgroup, streams, bounding, writer)
     except child.StageError as error:
         os.write(writer, failed(error))
     except BaseException as error:

@@ -4,6 +4,11 @@ The plan is computed by `rootfs` in the supervisor, travels as tuples, and is ex
 by the job's init in its new mount namespace.  Everything after `PivotRoot` names paths inside the
 job's root, so that no link in it leads out; what is bound from the host is opened by `OpenTree`
 before.  Loaded by the launcher.
+
+A root may be somebody's who means harm, and may be changed while it is set up.  So whatever is made
+or mounted is opened first, without the magic links of /proc, which lead to this process's own
+descriptors, the old root among them (openat2(2), RESOLVE_NO_MAGICLINKS); and what lies below the
+job's /proc, /sys and /dev is found from the mounts themselves, whatever their names lead to.
 """
 
 from __future__ import annotations
@@ -42,14 +47,53 @@ is put over /etc; what covers a directory that is to be hidden; where layers in 
 and the directory of a layer on the disk; and the skeleton of /dev."""
 
 
-class Context:
-    """What operations hand to one another: detached mounts by number, the old root."""
+_ENOENT = 2
+_ENOTDIR = 20
+_ELOOP = 40
 
-    __slots__ = ("old_root", "trees")
+OWN_KIND = {"/proc": c.PROC_SUPER_MAGIC, "/sys": c.SYSFS_MAGIC}
+"""The kernel's windows that are mounted anew, and how to know them."""
+HELD = ("/proc", "/sys", "/dev")
+
+
+class Context:
+    """What operations hand to one another: detached mounts by number, the old root.
+
+    `tops` are the roots of the mounts at HELD, once they are there.
+    """
+
+    __slots__ = ("old_root", "tops", "trees")
 
     def __init__(self) -> None:
         self.trees: dict[int, int] = {}
+        self.tops: dict[str, int] = {}
         self.old_root = -1
+
+    def open(self, path: str) -> int:
+        """A descriptor (O_PATH) of what is at `path`, as the module's docstring says."""
+        for top, fd in self.tops.items():
+            if path.startswith(top + "/"):
+                resolve = c.RESOLVE_NO_MAGICLINKS | c.RESOLVE_BENEATH
+                return syscalls.openat2(fd, path[len(top) + 1 :], os.O_PATH, resolve=resolve)
+        return _open(c.AT_FDCWD, path)
+
+    def hold(self, path: str) -> None:
+        """Remember the mount that was just made at `path`; ELOOP where somebody moved it away."""
+        fd = _open(c.AT_FDCWD, path)
+        if syscalls.fs_magic(fd) != OWN_KIND[path]:
+            os.close(fd)
+            raise OSError(_ELOOP, os.strerror(_ELOOP), path)
+        self.tops[path] = fd
+
+    def close(self) -> None:
+        """What is still held; the payload must find none of it."""
+        for fd in self.tops.values():
+            os.close(fd)
+        self.tops.clear()
+
+
+def _open(at: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
+    return syscalls.openat2(at, path, flags, mode=mode, resolve=c.RESOLVE_NO_MAGICLINKS)
 
 
 class Operation:
@@ -97,9 +141,13 @@ class MakeFile(Operation):
         return f"touch {self.path}"
 
     def execute(self, context: Context) -> None:
-        if not os.path.exists(self.path):
-            make_dirs(os.path.dirname(self.path), 0o755)
-            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        make_dirs(os.path.dirname(self.path), 0o755)
+        try:
+            os.close(_open(c.AT_FDCWD, self.path))
+        except OSError as error:
+            if error.errno != _ENOENT:
+                raise
+            os.close(_open(c.AT_FDCWD, self.path, os.O_CREAT | os.O_WRONLY, 0o644))
 
 
 class Symlink(Operation):
@@ -159,7 +207,17 @@ class Mount(Operation):
         return f"mount -t {self.fstype}{' -o ' + options if options else ''} none {self.target}"
 
     def execute(self, context: Context) -> None:
-        syscalls.mount(self.fstype, self.target, self.fstype, self.flags, self.data)
+        at = context.open(self.target)
+        try:
+            os.fchdir(at)
+        finally:
+            os.close(at)
+        try:
+            syscalls.mount(self.fstype, ".", self.fstype, self.flags, self.data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.target) from None
+        if context.old_root >= 0 and self.target in OWN_KIND:
+            context.hold(self.target)
 
 
 class OpenTree(Operation):
@@ -242,11 +300,15 @@ class Attach(Operation):
     def execute(self, context: Context) -> None:
         fd = context.trees.pop(self.tree)
         try:
-            syscalls.move_mount(fd, self.target)
+            _attach(context, fd, self.target)
         except OSError as error:
+            os.close(fd)
             if not self.cover or error.errno != 13:  # EACCES
                 raise
-        finally:
+            return
+        if context.old_root >= 0 and self.target in HELD:
+            context.tops[self.target] = fd
+        else:
             os.close(fd)
 
 
@@ -290,7 +352,7 @@ class ReadOnly(Operation):
         return f"mount --bind -o ro {self.path} {self.path}"
 
     def execute(self, context: Context) -> None:
-        _bind_read_only(self.path, self.path)
+        _bind_read_only(context, self.path, self.path)
 
 
 class Seal(Operation):
@@ -316,7 +378,7 @@ class Mask(Operation):
         return f"mount --bind -o ro /dev/null {self.path}"
 
     def execute(self, context: Context) -> None:
-        _bind_read_only("/dev/null", self.path)
+        _bind_read_only(context, "/dev/null", self.path)
 
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -347,31 +409,58 @@ def unpack(operation: tuple[Any, ...]) -> Operation:
 
 def make_dirs(path: str, mode: int) -> None:
     """mkdir -p without `os.makedirs`' umask; what exists is left as it is."""
-    made = ""
-    for part in path.split("/")[1:]:
-        made += "/" + part
-        if part and not os.path.isdir(made):
-            _make_dir(made, mode)
+    at = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        for part in path.split("/"):
+            if part:
+                below = _step(at, part, mode)
+                os.close(at)
+                at = below
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(at)
 
 
-def _make_dir(path: str, mode: int) -> None:
-    """What is there after all is no failure: another job may have made it since we looked.
+def _step(at: int, name: str, mode: int) -> int:
+    """The directory `name` in `at`, made if it is not there.
 
+    What is there after all is no failure: another job may have made it since we looked.
     User-Mode Linux 6.1 also denied, in 2 of 590 starts, a directory on which other jobs, in their
     own namespaces, were mounting and unmounting just then (the launcher's `layers`).
     """
+    flags = os.O_PATH | os.O_DIRECTORY
     try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        if not os.path.isdir(path):
+        return _open(at, name, flags)
+    except OSError as error:
+        if error.errno in (_ENOTDIR, _ELOOP):
             raise
+    try:
+        os.mkdir(name, mode, dir_fd=at)
+    except FileExistsError:
+        pass
+    return _open(at, name, flags)
 
 
-def _bind_read_only(source: str, target: str) -> None:
-    fd = syscalls.open_tree(source, recursive=False)
+def _attach(context: Context, fd: int, target: str) -> None:
+    at = context.open(target)
+    try:
+        syscalls.move_mount(fd, at)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from None
+    finally:
+        os.close(at)
+
+
+def _bind_read_only(context: Context, source: str, target: str) -> None:
+    at = context.open(source)
+    try:
+        fd = syscalls.open_tree("", recursive=False, at=at)
+    finally:
+        os.close(at)
     try:
         syscalls.mount_setattr(fd, "", c.MOUNT_ATTR_RDONLY, recursive=False)
-        syscalls.move_mount(fd, target)
+        _attach(context, fd, target)
     finally:
         os.close(fd)
 

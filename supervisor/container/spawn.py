@@ -6,14 +6,15 @@ inits is `supervise.reaper`; it starts the launcher too (`Starter`).
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import signal
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,8 @@ import trio
 from supervisor.container import protocol, rootfs
 from supervisor.container.protocol import Request
 from supervisor.errors import KernelError, SpawnError
-from supervisor.linux import caps
+from supervisor.linux import caps, syscalls
+from supervisor.linux import constants as c
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, {path!r}); "
@@ -213,6 +215,29 @@ def send(control: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> N
         socket.send_fds(control, [marshal.dumps(None)], (*descriptors, memfd))
     finally:
         os.close(memfd)
+
+
+@contextmanager
+def sealed(program: str) -> Iterator[str]:
+    """A name for `program` on a read-only mount of its own, to execute it by within the block.
+
+    The first program of a job may be called /proc/self/exe, by a link or in a #! line: then it is
+    this one, the host's, on the mount it was started from.  It cannot be written to while a job's
+    init runs it (ETXTBSY), but root could change its mode (CVE-2019-5736 is of this kind).  Without
+    privilege there is no such mount, and `program` is somebody else's.
+    """
+    try:
+        fd = syscalls.open_tree(program, recursive=False)
+    except KernelError as error:
+        if error.errno != errno.EPERM:
+            raise
+        yield program
+        return
+    try:
+        syscalls.mount_setattr(fd, "", c.MOUNT_ATTR_RDONLY, recursive=False)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
 SYS_CLONE3 = 435
 SYS_CLOSE_RANGE = 436
+SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
 
 _ENOSYS = 38
@@ -55,6 +56,7 @@ _sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 _setrlimit = _libc.setrlimit
+_fstatfs = _libc.fstatfs
 
 
 class CloneArgs(ctypes.Structure):
@@ -84,6 +86,12 @@ class MountAttr(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
     ]
+
+
+class OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
 
 
 class Rlimit(ctypes.Structure):
@@ -159,20 +167,42 @@ def umount(target: str, flags: int = c.MNT_DETACH) -> None:
         raise _fail("umount", target)
 
 
-def open_tree(path: str, *, recursive: bool) -> int:
-    """open_tree(2): a detached copy of the mount at `path`, as a descriptor (Linux 5.2)."""
+def openat2(at: int, path: str, flags: int, *, mode: int = 0, resolve: int) -> int:
+    """openat2(2) (Linux 5.6): `resolve` is RESOLVE_* flags; ELOOP for a link they forbid."""
+    how = OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    fd: int = _syscall(SYS_OPENAT2, at, _path(path), ctypes.byref(how), size)
+    if fd < 0:
+        raise _fail("open", path)
+    return fd
+
+
+def fs_magic(fd: int) -> int:
+    """f_type of fstatfs(2): which kind of file system the file lies on."""
+    found = (ctypes.c_long * 16)()  # struct statfs is 120 bytes; f_type is the first field
+    if _fstatfs(fd, found) < 0:
+        raise _fail("fstatfs")
+    return int(found[0])
+
+
+def open_tree(path: str, *, recursive: bool, at: int = c.AT_FDCWD) -> int:
+    """open_tree(2): a detached copy of the mount at `path`, as a descriptor (Linux 5.2).
+
+    With an empty `path` it is the mount of `at`.
+    """
     flags = c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC | (c.AT_RECURSIVE if recursive else 0)
-    fd: int = _syscall(SYS_OPEN_TREE, c.AT_FDCWD, _path(path), ctypes.c_uint(flags))
+    flags |= 0 if path else c.AT_EMPTY_PATH
+    fd: int = _syscall(SYS_OPEN_TREE, at, _path(path), ctypes.c_uint(flags))
     if fd < 0:
         raise _fail("open_tree", path)
     return fd
 
 
-def move_mount(fd: int, target: str) -> None:
-    """move_mount(2): attach a detached mount at `target`, links followed."""
-    flags = c.MOVE_MOUNT_F_EMPTY_PATH | c.MOVE_MOUNT_T_SYMLINKS
-    if _syscall(SYS_MOVE_MOUNT, fd, b"", c.AT_FDCWD, _path(target), ctypes.c_uint(flags)) < 0:
-        raise _fail("move_mount", target)
+def move_mount(fd: int, target: int) -> None:
+    """move_mount(2): attach a detached mount on the file that the descriptor `target` is."""
+    flags = c.MOVE_MOUNT_F_EMPTY_PATH | c.MOVE_MOUNT_T_EMPTY_PATH
+    if _syscall(SYS_MOVE_MOUNT, fd, b"", target, b"", ctypes.c_uint(flags)) < 0:
+        raise _fail("move_mount")
 
 
 def mount_setattr(

@@ -23,7 +23,7 @@ from supervisor.cgroup.api import CgroupManager
 from supervisor.cgroup.detect import detect
 from supervisor.container import rootfs
 from supervisor.container.host import Host
-from supervisor.container.spawn import open_launcher
+from supervisor.container.spawn import open_launcher, sealed
 from supervisor.errors import KernelError, SupervisorError
 from supervisor.linux import syscalls
 from supervisor.model.job import JobSpec
@@ -187,9 +187,14 @@ def raise_open_files() -> tuple[int, int]:
 
 def start_launcher(reaper: Reaper, argv: Sequence[str], control: int) -> Child:
     """It holds none of our streams but stderr, where a crash of its own would be told."""
-    with open(os.devnull, "r+b") as null:  # noqa: PTH123
+    with open(os.devnull, "r+b") as null, sealed(argv[0]) as program:  # noqa: PTH123
         return reaper.spawn(
-            argv, env={}, stdin=null.fileno(), stdout=null.fileno(), pass_fds=(control,)
+            argv,
+            program=program,
+            env={},
+            stdin=null.fileno(),
+            stdout=null.fileno(),
+            pass_fds=(control,),
         )
 
 

@@ -124,13 +124,14 @@ class Reaper:
         self,
         argv: Sequence[str],
         *,
+        program: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
         pass_fds: Iterable[int] = (),
     ) -> Child:
-        """Start a helper: `argv[0]` is sought in PATH; streams not given are inherited.
+        """Start a helper: `program` (or `argv[0]`), sought in PATH; streams not given are inherited.
 
         Only the three streams and `pass_fds` (under their own numbers) stay open in it; signals
         are as a fresh program expects them.  It is known here before anything can look for
@@ -142,7 +143,7 @@ class Reaper:
         actions = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in pairs if fd is not None]
         try:
             pid = os.posix_spawnp(
-                argv[0],
+                program or argv[0],
                 list(argv),
                 dict(os.environ) if env is None else dict(env),
                 file_actions=actions,

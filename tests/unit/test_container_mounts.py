@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -337,26 +338,25 @@ def test_directories_and_files_are_made_whatever_is_there(tmp_path):
     (deep / "x/file").write_text("kept")
     mounts.MakeFile(path=str(deep / "x/file")).execute(context)
     assert (deep / "x/file").read_text() == "kept"
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError):
         mounts.MakeDir(path=str(deep / "x/file/below"), mode=0o700).execute(context)
 
 
 def test_a_directory_that_another_makes_meanwhile_is_no_failure(tmp_path, monkeypatch):
-    seen = []
+    mkdir, seen = os.mkdir, []
 
-    def isdir(path):
-        """Where it is looked for first, somebody makes it just then."""
-        seen.append(path)
-        if path.endswith("/layers") and seen.count(path) == 1:
-            os.mkdir(path)
-            return False
-        return os.path.lexists(path) and not os.path.isfile(path)
+    def slow(name, mode, *, dir_fd):
+        """Somebody makes it just before."""
+        mkdir(name, mode, dir_fd=dir_fd)
+        seen.append(name)
+        mkdir(name, mode, dir_fd=dir_fd)
 
-    monkeypatch.setattr(mounts.os.path, "isdir", isdir)
+    monkeypatch.setattr(mounts.os, "mkdir", slow)
     mounts.make_dirs(f"{tmp_path}/layers/upper", 0o755)
     assert (tmp_path / "layers/upper").is_dir()
+    assert seen == ["layers", "upper"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError):
         mounts.make_dirs(f"{tmp_path}/file", 0o755)
 
 
@@ -381,3 +381,22 @@ def test_the_launchers_view_is_used_where_all_in_it_is_to_be_hidden():
     assert seen.recursive and seen.attributes & c.MOUNT_ATTR_RDONLY
     for settings in ({"hide": ()}, {"write": "overlay"}, {"user_namespace": SELF}):
         assert not any("/seen" in line for line in lines(plan(facts=covered, **settings)))
+
+
+def test_nothing_is_made_through_a_magic_link(tmp_path):
+    """It leads to what this process holds open, which may be outside of any root."""
+    outside = os.open(tmp_path, os.O_PATH)
+    (tmp_path / "link").symlink_to(f"/proc/self/fd/{outside}")
+    (tmp_path / "plain").symlink_to(tmp_path)
+    context = mounts.Context()
+    try:
+        for path in (f"{tmp_path}/link/new", f"/proc/self/fd/{outside}/new"):
+            for operation in (mounts.MakeDir(path=path, mode=0o755), mounts.MakeFile(path=path)):
+                with pytest.raises(OSError) as caught:
+                    operation.execute(context)
+                assert caught.value.errno == errno.ELOOP
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "plain"]
+        mounts.MakeFile(path=f"{tmp_path}/plain/new").execute(context)
+        assert (tmp_path / "new").is_file()
+    finally:
+        os.close(outside)
