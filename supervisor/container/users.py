@@ -131,13 +131,21 @@ def resolve_in(root: str, path: str) -> str:
         if part in (".", ".."):
             continue
         full = os.path.join(root, *at, part)
-        if not os.path.islink(full):
+        target = _link(full)
+        if target is None:
             at.append(part)
             continue
         links += 1
         if links > 40:
             raise SpawnError("user", 40, full, "")  # ELOOP
-        target = os.readlink(full)
         at = [] if target.startswith("/") else at
         parts += [piece for piece in reversed(target.split("/")) if piece]
     return os.path.join(root, *at)
+
+
+def _link(path: str) -> str | None:
+    """Where a link leads; None: it is none, or not there.  One look, as a root may change."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None

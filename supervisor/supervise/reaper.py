@@ -131,7 +131,7 @@ class Reaper:
         stderr: int | None = None,
         pass_fds: Iterable[int] = (),
     ) -> Child:
-        """Start a helper: `program` (or `argv[0]`), sought in PATH; streams not given are inherited.
+        """Start a helper: `program` or `argv[0]`, sought in PATH; streams not given are inherited.
 
         Only the three streams and `pass_fds` (under their own numbers) stay open in it; signals
         are as a fresh program expects them.  It is known here before anything can look for

@@ -1,4 +1,3 @@
-
 """Attempts on what is told of a job: its record, the supervisor's words, its environment."""
 
 from __future__ import annotations
@@ -61,6 +60,8 @@ def kill_everybody():
     import os
     import signal
 
+    if os.fork() == 0:
+        signal.pause()
     for number in (signal.SIGKILL, signal.SIGSTOP):
         os.kill(1, number)
     os.kill(-1, signal.SIGKILL)
@@ -112,7 +113,8 @@ def test_an_init_that_is_not_to_write(jobs: dict[str, Ended]):
     """In a user namespace of one id the init cannot be set apart: its word is lost, never false."""
     assert jobs["silence"].out == "refused\n"
     assert (jobs["silence"].reason, jobs["silence"].record["exit_code"]) == ("failed", 7)
-    assert jobs["silence_userns"].reason in ("failed", "lost", "signal")
+    assert jobs["silence_userns"].out == ""  # the kernel let it
+    assert jobs["silence_userns"].reason == "lost"
 
 
 def test_a_job_that_kills_all_it_can(jobs: dict[str, Ended]):
@@ -138,7 +140,7 @@ def test_what_a_job_writes_does_nothing_to_the_operators_terminal(
     assert CONTROL.findall(shown) == []
     assert "owned" in shown and "\u202e" not in shown
     assert not [line for line in shown.splitlines() if line.startswith("12:00:00 other")]
-    assert ESCAPE in log_of(where, "say", "out")
+    assert "\x1b]0;owned\x07" in log_of(where, "say", "out")
 
 
 def test_the_explanation_of_a_bad_end_is_harmless_too(supervise: Supervise):
@@ -187,7 +189,7 @@ def test_a_record_printed_by_a_job_is_not_among_those_of_a_batch(tmp_state: Stat
         (["x" * 131072], {}, "start_failed"),
         (["y" * 1000] * 1500, {}, "succeeded"),
         ([], {f"V{n}": "z" * 100000 for n in range(10)}, "succeeded"),
-        ([], {f"V{n}": "z" * 100000 for n in range(90)}, "start_failed"),
+        ([], {f"V{n}": "z" * 100000 for n in range(30)}, "start_failed"),
     ],
     ids=["long-word", "too-long", "many-words", "environment", "too-much"],
 )
@@ -203,13 +205,16 @@ def test_an_enormous_command_line(
         assert found["big"].failure[:2] == ("exec", 7)
 
 
-def test_a_gigabyte_without_a_newline(tmp_state: State):
-    """It passes through a pipe, as the output is limited, and is held nowhere."""
-    size = (1024 if not host.in_guest() else 64) << 20
-    supervise = Supervise(tmp_state)
-    with supervise.start(
-        "run", "--output", "2G", "--", "head", "-c", str(size), "/dev/zero"
-    ) as process:
+@pytest.mark.parametrize(
+    ("size", "flags"),
+    [(1024 if not host.in_guest() else 128, []), (128, ["--output", "2G"])],
+    ids=["straight", "counted"],
+)
+def test_a_gigabyte_without_a_newline(tmp_state: State, size: int, flags: list[str]):
+    """Nobody holds it: it goes straight to the caller's stream, or through the pipe that counts."""
+    supervise, size = Supervise(tmp_state), size << 20
+    command = ["run", *flags, "--", "head", "-c", str(size), "/dev/zero"]
+    with supervise.start(*command) as process:
         assert process.stdout is not None
         taken, peak = 0, 0
         while data := os.read(process.stdout.fileno(), 1 << 20):
