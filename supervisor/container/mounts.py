@@ -51,9 +51,8 @@ _ENOENT = 2
 _ENOTDIR = 20
 _ELOOP = 40
 
-OWN_KIND = {"/proc": c.PROC_SUPER_MAGIC, "/sys": c.SYSFS_MAGIC}
-"""The kernel's windows that are mounted anew, and how to know them."""
-HELD = ("/proc", "/sys", "/dev")
+HELD = {"/proc": c.PROC_SUPER_MAGIC, "/sys": c.SYSFS_MAGIC, "/dev": c.TMPFS_MAGIC}
+"""The mounts in which more is mounted or hidden, and how to know them."""
 
 
 class Context:
@@ -80,7 +79,7 @@ class Context:
     def hold(self, path: str) -> None:
         """Remember the mount that was just made at `path`; ELOOP where somebody moved it away."""
         fd = _open(c.AT_FDCWD, path)
-        if syscalls.fs_magic(fd) != OWN_KIND[path]:
+        if syscalls.fs_magic(fd) != HELD[path]:
             os.close(fd)
             raise OSError(_ELOOP, os.strerror(_ELOOP), path)
         self.tops[path] = fd
@@ -216,7 +215,7 @@ class Mount(Operation):
             syscalls.mount(self.fstype, ".", self.fstype, self.flags, self.data)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.target) from None
-        if context.old_root >= 0 and self.target in OWN_KIND:
+        if context.old_root >= 0 and self.target in HELD:
             context.hold(self.target)
 
 

@@ -319,7 +319,8 @@ class _Plan:
             self._take_node(f"{source}/{name}", f"/dev/{name}")
 
     def _take_node(self, source: str, target: str) -> None:
-        self.take(source, target, read_only=False, deep=False, directory=False, devices=True)
+        """A device can be written to on a read-only mount; its mode, which is all's, cannot."""
+        self.take(source, target, read_only=True, deep=False, directory=False, devices=True)
 
     def _own_dev(self) -> None:
         """A /dev that has more than the skeleton."""

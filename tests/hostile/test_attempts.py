@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,3 +168,14 @@ def test_an_attempt(jobs: dict[str, Ended], host: dict[str, str], name: str) -> 
 
 def test_every_attempt_is_looked_at(jobs: dict[str, Ended]) -> None:
     assert set(jobs["root"].told) == set(TRIES) | CONTROLS
+
+
+def test_the_page_lists_every_attempt_and_test() -> None:
+    page = (support.HERE / "README.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    files = [path for path in support.HERE.glob("test_*.py") if path != Path(__file__)]
+    tests = {
+        name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert named == tests
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(TRIES)

@@ -7,6 +7,7 @@ kernel charges the job for it, that the job ends as it should, and that it took 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def fill_memory(path):
     with open(path, "wb", buffering=0) as file:
         for _ in range(512):
             file.write(block)
+    raise AssertionError("half a gigabyte was taken")
 
 
 def fill_cache(path, blocks):
@@ -281,10 +283,14 @@ def jobs(where: State) -> dict[str, Ended]:
 def test_memory_of_every_kind_is_the_jobs_own(jobs: dict[str, Ended], name: str):
     """Files in memory, and what the kernel keeps for a job: it is refused, or killed as `oom`."""
     ended = jobs[name]
-    assert ended.reason in ("oom", "succeeded"), (ended.record, ended.err)
+    allowed = ("oom", "failed") if name in ("tmpfs", "shm") else ("oom", "succeeded")
+    assert ended.reason in allowed, (ended.record, ended.err)
+    assert "was taken" not in ended.err
     assert ended.record["memory"]["peak"] <= MEMORY
-    if name in ("tmpfs", "shm", "root", "sysv", "inodes"):
+    if name in ("root", "sysv"):
         assert ended.reason == "oom"
+    elif name == "inodes" and ended.reason == "succeeded":
+        assert int(ended.out.split()[0]) == errno.ENOSPC
 
 
 def test_the_page_cache_is_the_jobs_own(jobs: dict[str, Ended]):

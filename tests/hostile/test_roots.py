@@ -221,6 +221,28 @@ def test_the_callers_null_device(tmp_state: State):
     assert done.status == 0
 
 
+MODES = """
+import os
+for name in ("null", "zero", "granted"):
+    try:
+        os.chmod("/dev/" + name, 0o666)
+    except OSError:
+        os.close(os.open("/dev/" + name, os.O_WRONLY))
+        continue
+    print("through", name)
+"""
+
+
+@pytest.mark.parametrize("userns", ["host", "self"])
+def test_the_mode_of_a_device_that_others_use(tmp_state: State, userns: str):
+    """A granted device is the host's own node, and the others are shared by all jobs."""
+    job = {"command": [PYTHON, "-I", "-S", "-c", MODES], "user_namespace": userns}
+    jobs = {"plain": job, "granted": job | {"devices": ["/dev/full:/dev/granted"]}}
+    jobs["plain"] |= {"command": [*job["command"][:-1], MODES.replace(', "granted"', "")]}
+    for name, ended in run_jobs(tmp_state, jobs).items():
+        assert (ended.reason, ended.out) == ("succeeded", ""), (name, ended.record, ended.err)
+
+
 PASSWD = {"link": "/etc/shadow", "up": "../../../../../../../../etc/passwd"}
 
 

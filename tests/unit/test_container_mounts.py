@@ -115,7 +115,7 @@ def test_a_job_with_devices_has_a_dev_of_its_own(root):
     assert "nodev" in told[own] and "size=64K" in told[own]
     assert told.index("touch /dev/x") > own
     assert told.index("mount -o remount,bind,ro /dev") > told.index("touch /dev/x")
-    assert f"open_tree {WORK}/dev/zero as #1, private" in told
+    assert f"open_tree {WORK}/dev/zero as #1, private,ro" in told
     assert not any(line.startswith(f"open_tree {WORK}/dev as") for line in told)
 
 

@@ -37,7 +37,7 @@ from tests.vm.engines import PR_SET_PDEATHSIG
 from tests.vm.kernel import Engine, cache_directory
 
 ROOT = Path(__file__).parents[2]
-DEFAULT = "tests/kernel"
+DEFAULT = ("tests/kernel", "tests/hostile")
 LIMITS: dict[Engine, float] = {"uml": 900.0, "qemu": 1500.0}
 """Seconds for one guest: several times what the longest takes on two cores."""
 PATIENCE: dict[Engine, int] = {"uml": 360, "qemu": 900}
@@ -111,7 +111,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def collect(arguments: Sequence[str]) -> dict[str, int]:
     """How many tests pytest selects in each file; SystemExit with its words where it fails."""
-    paths = () if any(is_path(word) for word in arguments) else (DEFAULT,)
+    paths = () if any(is_path(word) for word in arguments) else DEFAULT
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *paths, *arguments]
     done = subprocess.run(
         [*argv, "--collect-only", "-qq"], cwd=ROOT, capture_output=True, text=True, check=False
