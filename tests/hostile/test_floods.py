@@ -246,7 +246,6 @@ SHORT = {"timeout": "500ms", "stop": {"grace": "200ms"}}
 JOBS: dict[str, dict[str, Any]] = {
     "tmpfs": {"command": python(fill_memory, "/tmp/x")},
     "shm": {"command": python(fill_memory, "/dev/shm/x")},
-    "root": {"command": python(fill_memory, "/x"), "user_namespace": "self", "write": "overlay"},
     "cache": {"command": python(fill_cache, "/place/x", 96)},
     "pipes": {"command": python(fill_pipes)},
     "sockets": {"command": python(fill_sockets)},
@@ -279,7 +278,7 @@ def jobs(where: State) -> dict[str, Ended]:
     return run_jobs(where, jobs, head="capacity = { jobs = 3 }")
 
 
-@pytest.mark.parametrize("name", ["tmpfs", "shm", "root", "pipes", "sockets", "inodes", "sysv"])
+@pytest.mark.parametrize("name", ["tmpfs", "shm", "pipes", "sockets", "inodes", "sysv"])
 def test_memory_of_every_kind_is_the_jobs_own(jobs: dict[str, Ended], name: str):
     """Files in memory, and what the kernel keeps for a job: it is refused, or killed as `oom`."""
     ended = jobs[name]
@@ -287,7 +286,7 @@ def test_memory_of_every_kind_is_the_jobs_own(jobs: dict[str, Ended], name: str)
     assert ended.reason in allowed, (ended.record, ended.err)
     assert "was taken" not in ended.err
     assert ended.record["memory"]["peak"] <= MEMORY
-    if name in ("root", "sysv"):
+    if name == "sysv":
         assert ended.reason == "oom"
     elif name == "inodes" and ended.reason == "succeeded":
         assert int(ended.out.split()[0]) == errno.ENOSPC
