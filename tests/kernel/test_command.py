@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from tests.support.batch import PATIENCE, Batch, assert_clean
 from tests.support.command import ROOT, Supervise
+from tests.support.nobody import Nobody, nobody
 
 pytestmark = pytest.mark.kernel
 
@@ -305,48 +307,12 @@ def test_the_live_table_appears_and_leaves_the_terminal_clean(batch: Batch) -> N
 
 
 @pytest.fixture
-def as_nobody(tmp_path_factory: pytest.TempPathFactory):
-    """Runs the command as `nobody`, who reads a copy of the tree and owns a directory."""
-    import shutil
-    import sysconfig
-    import tempfile
-
-    home = Path(tempfile.mkdtemp(prefix="sv-nobody-"))
-    try:
-        for name in ("supervisor", "plugins"):
-            shutil.copytree(ROOT / name, home / "lib" / name,
-                            ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
-        packages = sysconfig.get_paths()["purelib"]
-        for name in ("attr", "attrs", "cattrs", "cattr", "pluggy", "trio", "outcome", "sniffio",
-                     "sortedcontainers", "idna", "structlog", "typing_extensions.py",
-                     "pyinotify.py", "pyroute2", "pyseccomp.py"):  # fmt: skip
-            source = Path(packages, name)
-            if source.is_dir():
-                shutil.copytree(source, home / "lib" / name)
-            elif source.exists():
-                shutil.copy(source, home / "lib" / name)
-        (home / "own").mkdir()
-        os.chown(home / "own", 65534, 65534)
-        subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
-
-        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-                 "/usr/bin/python3", "-m", "supervisor", *arguments],
-                cwd=home / "own", capture_output=True, text=True, timeout=PATIENCE,
-                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(home / "lib"),
-                     "HOME": str(home / "own"), "XDG_RUNTIME_DIR": str(home / "own")},
-            )  # fmt: skip
-
-        probe = run("--version")
-        if probe.returncode:
-            pytest.skip(f"nobody has no Python that runs this: {probe.stderr[-300:]}")
-        yield run, home / "own"
-    finally:
-        shutil.rmtree(home)
+def as_nobody() -> Iterator[Nobody]:
+    with nobody() as found:
+        yield found
 
 
-def test_missing_privilege_is_named_with_the_ways_out(as_nobody) -> None:
+def test_missing_privilege_is_named_with_the_ways_out(as_nobody: Nobody) -> None:
     run, own = as_nobody
     done = run("run", "--memory", "32M", "--", "true")
     assert done.returncode == 125, done
@@ -357,7 +323,7 @@ def test_missing_privilege_is_named_with_the_ways_out(as_nobody) -> None:
     assert left == []
 
 
-def test_a_container_without_privilege(as_nobody) -> None:
+def test_a_container_without_privilege(as_nobody: Nobody) -> None:
     run, _own = as_nobody
     if subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
                        "unshare", "-Ur", "true"], check=False).returncode:  # fmt: skip

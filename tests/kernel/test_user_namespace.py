@@ -111,34 +111,16 @@ def test_without_one_the_record_has_none(tmp_state: State) -> None:
     assert run_jobs(tmp_state, {"one": {"command": "true"}})["one"].record["user_namespace"] is None
 
 
-def write_as(*ids):
-    """Write a file as root, then as other users, into /data; the errno of each attempt."""
-    import os
-
-    found = []
-    for uid in ids:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setresgid(uid, uid, uid)
-                os.setresuid(uid, uid, uid)
-                open(f"/data/by-{uid}", "w").close()  # noqa: PTH123
-            except OSError as error:
-                os._exit(error.errno)
-            os._exit(0)
-        found.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    return found
-
-
 def test_what_is_written_to_a_mount_has_the_right_owner_on_the_host(
     tmp_state: State, shared: Path
 ) -> None:
+    other = "setpriv --reuid=1000 --regid=1000 --clear-groups sh -c '>/data/by-1000'"
     job = {
-        "command": python(write_as, 0, 1000), "mounts": [f"{shared}:/data"],
+        "command": ["sh", "-ec", f">/data/by-0; {other}"], "mounts": [f"{shared}:/data"],
         "user_namespace": "auto",
     }  # fmt: skip
     ended = run_jobs(tmp_state, {"one": job})["one"]
-    assert ended.told == [0, 0]
+    assert ended.reason == "succeeded", (ended.record, ended.err)
     shift = 0 if can_map(shared) else host_id(ended.record)
     assert (shared / "by-0").stat().st_uid == shift
     assert (shared / "by-1000").stat().st_uid == shift + 1000
@@ -266,6 +248,9 @@ def test_the_layer_is_on_the_disk_and_its_owners_are_the_jobs(tmp_state: State) 
     }  # fmt: skip
     hostname = Path("/etc/hostname").exists()
     ended = run_jobs(tmp_state, {"one": job})["one"]
+    if not can_map("/"):
+        assert "Permission denied: '/etc/mine'" in ended.err  # /etc is somebody else's
+        return
     assert ended.told == ["mine", "moved"]
     first = host_id(ended.record)
     run = tmp_state.state / instance_name(tmp_state) / "runs" / ended.record["run"]
@@ -288,7 +273,7 @@ def test_a_layer_that_is_not_kept_is_gone(tmp_state: State) -> None:
     job = {"command": python(leave_behind), "write": "overlay", "user_namespace": "auto",
            "timeout": "60s"}  # fmt: skip
     ended = run_jobs(tmp_state, {"one": job})["one"]
-    assert ended.told
+    assert ended.reason == ("succeeded" if can_map("/") else "failed"), (ended.record, ended.err)
     run = tmp_state.state / instance_name(tmp_state) / "runs" / ended.record["run"]
     assert sorted(path.name for path in run.iterdir()) == ["exit", "spec.json"]
 
@@ -355,8 +340,10 @@ def test_a_read_only_mount_that_is_mapped_stays_read_only(tmp_state: State, shar
         "mapped": job | {"command": python(break_out, "/", "/etc", "/usr", "/data")},
         "admin": job | {"command": ["sh", "-c", script], "capabilities": {"add": ["SYS_ADMIN"]}},
     }
+    if not can_map("/"):
+        del jobs["mapped"]  # nor does it get to the tests' Python, which may be in /root
     found = run_jobs(tmp_state, jobs)
-    assert found["mapped"].told == [0, []]
+    assert "mapped" not in jobs or found["mapped"].told == [0, []]
     assert found["admin"].reason == "succeeded"
     assert found["admin"].err.count("cannot touch") == 3
     assert "cannot touch '/data/.broken': Permission denied" in found["admin"].err
