@@ -47,7 +47,7 @@ def request(
     rootfs.check_possible(spec, facts, operations)
     return Request(
         run=run,
-        flags=host.clone_flags(network=spec.network == "none", user=user_map is not None),
+        flags=host.clone_flags(network=spec.network != "host", user=user_map is not None),
         user_map=user_map,
         map_helpers=_helpers(spec, facts),
         init_files=entry.init_files,
@@ -56,7 +56,8 @@ def request(
         payload_dir=entry.payload_dir,
         operations=tuple(operation.pack() for operation in operations),
         hostname=spec.hostname or spec.name[:64],
-        loopback=spec.network == "none",
+        loopback=spec.network != "host",
+        awaits_network=spec.network == "bridge",
         time_offset=spec.time_offset,
         argv=tuple(os.fsencode(word) for word in spec.command),
         env={os.fsencode(k): os.fsencode(v) for k, v in env.items()},
@@ -168,6 +169,8 @@ def _describe_maps(request: Request, maps: idmaps.Maps) -> Iterator[str]:
 def _describe_rest(request: Request) -> Iterator[str]:
     if request.loopback:
         yield "init: ip link set lo up"
+    if request.awaits_network:
+        yield "init: wait until the supervisor has connected it to the instance's bridge"
     yield f"init: hostname {request.hostname}"
     if request.time_offset is not None:
         yield f"init: unshare CLONE_NEWTIME, offset {request.time_offset} s"

@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 
+from supervisor.container import protocol
 from supervisor.linux import caps, constants, syscalls
 
 TYPE_CHECKING = False
@@ -109,6 +110,20 @@ def set_up(request: Request, operations: list[Operation], context: Context) -> N
         _guard("hostname", syscalls.sethostname, request.hostname)
     if request.time_offset is not None:
         _guard("time_namespace", _shift_clocks, request.time_offset)
+
+
+def await_network(status: int) -> None:
+    """Wait until the supervisor has put an interface into this network namespace, and says so."""
+    try:
+        message = os.read(status, 256)
+    except OSError as error:
+        raise StageError("network", error) from None
+    if not message:
+        raise StageError("network", OSError(), text="the supervisor has given the job up")
+    try:
+        protocol.unpack(message, (protocol.GO,))
+    except (ValueError, EOFError, TypeError) as error:
+        raise StageError("network", OSError(), text=repr(error)) from None
 
 
 def loopback_up() -> None:

@@ -311,6 +311,8 @@ def be_init(
         if gate is not None:
             become_root()
         child.set_up(request, operations, context)
+        if request.awaits_network:
+            child.await_network(fds.status)
         syscalls.set_name("supervise:init")
         init.run(request, cgroup, fds, bounding)
     except child.StageError as error:

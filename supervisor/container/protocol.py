@@ -8,7 +8,9 @@ control, one exchange per job, answers in the order of the requests:
     → request   a Request; with it the descriptors status, stdin, stdout, stderr, record
     ← cloned    (CLONED, pid); with it the pidfd of the job's init
     ← refused   (REFUSED, stage, errno, path, text): nothing was cloned
-status, one message per job, then end of file:
+status, one answer per job, then end of file:
+    → go        (GO,): only to a job with `awaits_network`, once its interface is complete; the
+                init waits for it when it has set itself up, and ends on end of file
     ← started   (STARTED,); SCM_CREDENTIALS names the payload's pid: exec has succeeded
     ← failed    (FAILED, stage, errno, path, text): no instruction of the command ran
     end of file without either: the init died while it set the container up
@@ -31,7 +33,7 @@ VERSION = 3
 MAX_MESSAGE = 96 * 1024
 """Longer requests travel in a memfd; a socket buffer holds 208 KiB by default."""
 
-CLONED, REFUSED, STARTED, FAILED = "cloned", "refused", "started", "failed"
+CLONED, REFUSED, STARTED, FAILED, GO = "cloned", "refused", "started", "failed", "go"
 
 STAGES = (
     "request",
@@ -70,6 +72,7 @@ class Request:
     operations      mount operations as tuples (`container.mounts`)
     hostname        "" leaves it
     loopback        bring `lo` up
+    awaits_network  do not start the payload before GO
     time_offset     seconds added to CLOCK_MONOTONIC and CLOCK_BOOTTIME, or None
     argv, env       of the payload; bytes, as execve takes them
     search          directories that argv[0] is looked for in, when it has no slash
@@ -83,6 +86,7 @@ class Request:
     __slots__ = (
         "ambient",
         "argv",
+        "awaits_network",
         "capabilities",
         "env",
         "filters",
@@ -118,6 +122,7 @@ class Request:
     operations: tuple[tuple[Any, ...], ...]
     hostname: str
     loopback: bool
+    awaits_network: bool
     time_offset: float | None
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes]

@@ -544,7 +544,7 @@ class _Plan:
         if self.spec.write == "overlay":
             self.add(*(mounts.MakeDir(path=top, mode=0o755) for top in OWN))
         self.add(mounts.Mount(fstype="proc", target="/proc", flags=NO_EXEC, data=""))
-        if self.spec.network == "none":
+        if self.spec.network != "host":
             flags = NO_EXEC | c.MS_RDONLY
             self.add(mounts.Mount(fstype="sysfs", target="/sys", flags=flags, data=""))
         else:

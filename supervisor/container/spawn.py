@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import select
 import signal
 import socket
 import struct
@@ -71,6 +72,17 @@ class Container:
         if message[0] == protocol.FAILED:
             raise spawn_error(*message[1:])
         return _sender(ancillary)
+
+    def go(self) -> None:
+        """Its network is complete: the payload may start.  An init that died says so itself."""
+        try:
+            self._status.send(protocol.pack(protocol.GO), socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def has_news(self) -> bool:
+        """Whether `started` would answer at once: before GO, that the job has failed."""
+        return bool(select.select([self._status], [], [], 0)[0])
 
     def send_signal(self, number: int) -> None:
         """To the init, which sends it on to every process of the job; SIGKILL ends them all.

@@ -35,6 +35,7 @@ def check_all(
     origins = {job.name: _origin(job, tables) for job in jobs}
     for job in jobs:
         _check_capacity(job, settings.capacity, origins[job.name], problems)
+    _check_reach(jobs, origins, problems)
     if _check_after(jobs, origins, problems):
         _check_cycle(jobs, origins, problems)
 
@@ -95,6 +96,20 @@ def _check_after(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems:
                 missing[name] = f"{found(name)} is no job; {unknown(name, known)}"
             problems.add((*origins[job.name], "after"), missing[name])
     return not missing
+
+
+def _check_reach(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems: Problems) -> None:
+    """Whether every name in `reach` is a job on the bridge, or a group of such."""
+    known = {name: job for job in jobs for name in (job.group, job.name)}
+    for job in jobs:
+        for name in job.reach:
+            if name not in known:
+                text = f"{found(name)} is no job; {unknown(name, known)}"
+            elif known[name].network != "bridge":
+                text = f'{found(name)} has no network = "bridge"'
+            else:
+                continue
+            problems.add((*origins[job.name], "reach"), text)
 
 
 def _check_cycle(jobs: Sequence[JobSpec], origins: Mapping[str, Path], problems: Problems) -> None:

@@ -144,6 +144,7 @@ def _supervisor(
         state_dir=state,
         runtime_dir=Path(runtime),
         capacity=Capacity(**section(values, "capacity")),
+        **section(values, "network"),
         **single,
     )
 

@@ -83,8 +83,7 @@ braces mean nothing.
 
 ## Reserved
 
-`limits.disk`, `schedule`, `ports`,
-`network = "bridge"`, images as `root` and `[images]` are not available in this version. They are
+`limits.disk`, `schedule`, images as `root` and `[images]` are not available in this version. They are
 refused, never ignored.
 """
 

@@ -165,6 +165,7 @@ class _Together:
         self.limits()
         self.environment()
         self.targets()
+        self.network()
         self.hooks()
 
     def complain(self, key: Key, message: str) -> None:
@@ -192,6 +193,12 @@ class _Together:
         user = self.values.get(("user",))
         if user and user[1] and ("group",) in self.raw:
             self.complain(("group",), f'the group is already in user = "{user[0]}:{user[1]}"')
+
+    def network(self) -> None:
+        if self.values.get(("network",)) != "bridge":
+            for name in ("ports", "egress", "reach", "dns", "bandwidth"):
+                if (name,) in self.raw:
+                    self.complain((name,), 'needs network = "bridge"')
 
     def capabilities(self) -> None:
         add, drop = ("capabilities", "add"), ("capabilities", "drop")

@@ -1,6 +1,7 @@
 """The one table of settings.  It feeds the parser, `run`'s flags, and docs/config.md.
 
-May import: `errors`, `model`, `front.kinds`, `front.compounds`, `front.actions`.  A setting is
+May import: `errors`, `model`, `front.kinds`, `front.compounds`, `front.networks`,
+`front.actions`.  A setting is
 added here and nowhere else, plus a field of the class that holds it (`model.job.JobSpec` or
 `front.settings`).
 """
@@ -12,7 +13,7 @@ from functools import cached_property
 
 from attrs import define, field
 
-from supervisor.front import actions, compounds, kinds
+from supervisor.front import actions, compounds, kinds, networks
 from supervisor.front.kinds import Kind
 from supervisor.model.job import HOOKS
 from supervisor.model.record import Reason
@@ -124,6 +125,10 @@ SUPERVISOR = Table((
     Setting("cgroup_parent", Kind("absolute path of a cgroup", kinds.cgroup_path, "PATH"),
             "Make the jobs' cgroups below this (delegated) cgroup.",
             "the cgroup `supervise` runs in", '"/batch.slice"'),
+    Setting("network.pool", Kind('IPv4 network, /16 to /29: `"10.80.0.0/24"`', networks.pool,
+                                 "NETWORK"),
+            "Where the addresses of jobs on the bridge come from; no route of the host may lead "
+            "into it.", "a free /24 of 10.0.0.0/8", '"10.80.0.0/24"'),
     Setting("capacity.memory", SHARE,
             "Jobs wait while the sum of the running ones' memory limits would exceed this. Each "
             "job must have a `limits.memory` then.", "none", '"80%"'),
@@ -284,8 +289,30 @@ JOB = Table((
             "Devices of the host it may use beside null, zero, full, random, urandom, tty and "
             "its own terminals; `access` is of `r`, `w` and `m` (make nodes of it), else `rw`.",
             "[]", '["/dev/fuse"]', "device", True),
-    Setting("network", _words("none", "host", later=("bridge",)),
-            "None but its own loopback, or the host's.", '"none"', '"host"', "network"),
+    Setting("network", _words("none", "host", "bridge"),
+            "None but its own loopback; the host's; or an address of its own on the instance's "
+            "bridge (see network.md).", '"none"', '"bridge"', "network"),
+    Setting("ports", Kind('array of `"[ADDRESS:]PORT:INSIDE[/tcp|/udp]"`',
+                          kinds.array(networks.port, "an array of ports"),
+                          "[ADDRESS:]PORT:INSIDE[/udp]", many=True),
+            "Ports of the host at which its own are reached; `bridge` only.", "[]",
+            '["127.0.0.1:8080:80"]', "port"),
+    Setting("egress", Kind('array of `"NETWORK[:PORT][/tcp|/udp]"`; `[]`: nowhere',
+                           kinds.array(networks.egress, "an array of networks"),
+                           "NETWORK[:PORT][/udp]", many=True),
+            "Where it may open connections to; `bridge` only.",
+            "anywhere", '["10.0.0.0/8:443", "[2001:db8::/32]:443"]', "egress"),
+    Setting("reach", Kind("array of jobs' names; a matrix's own name means all its members",
+                          kinds.array(kinds.string, "an array of jobs' names"), "JOB"),
+            "Jobs on the bridge to which it may open connections, by their names; `bridge` only.",
+            "[]", '["db"]'),
+    Setting("dns", Kind("array of IP addresses", kinds.array(networks.address, "an array of "
+                        "IP addresses"), "ADDRESS", many=True),
+            "The name servers it asks; `bridge` only.", "the host's", '["192.0.2.53"]', "dns"),
+    Setting("bandwidth", Kind(BYTES, kinds.size(networks.SLOWEST, high=networks.FASTEST), "SIZE",
+                              kinds.scalar),
+            "Bytes a second that it receives, and that it sends; `bridge` only.", "none",
+            '"10M"', "bandwidth"),
     Setting("user", Kind('`"name"`, `"name:group"` or a number', kinds.account, "USER[:GROUP]"),
             "Who it runs as.", "who runs `supervise`", '"nobody"', "user"),
     Setting("group", Kind("name or number", kinds.account_group, "GROUP"),
@@ -352,7 +379,7 @@ JOB = Table((
     Setting("expect", Kind("a reason: see verdicts.md", _reason, "REASON"),
             "The reason that counts as ended well.", '"succeeded"', '"timeout"', "expect"),
 ), frozenset({
-    "limits.disk", "schedule", "ports",
+    "limits.disk", "schedule",
 }))  # fmt: skip
 
 TOP = ("supervisor", "policies", "defaults", "jobs")

@@ -27,7 +27,10 @@ class Capacity:
 
 @frozen
 class SupervisorSettings:
-    """The instance.  `plugins` are names, or absolute paths of files, in the order of asking."""
+    """The instance.  `plugins` are names, or absolute paths of files, in the order of asking.
+
+    `pool` is the bridge's IPv4 network, None for one that is free.
+    """
 
     name: str
     state_dir: Path
@@ -36,6 +39,7 @@ class SupervisorSettings:
     on_missing: Literal["refuse", "warn"] = "refuse"
     capacity: Capacity = Capacity()
     cgroup_parent: str | None = None
+    pool: str | None = None
 
 
 @frozen

@@ -12,15 +12,18 @@ from typing import Any
 
 from attrs import asdict, fields
 
+from supervisor.front import networks
 from supervisor.front.problems import is_bare
 from supervisor.front.settings import Config, SupervisorSettings
 from supervisor.model.job import (
     HIDDEN,
     Device,
+    Egress,
     InlineAction,
     JobSpec,
     Mount,
     PolicyName,
+    Port,
     PressureAt,
     Tmpfs,
     UserNamespace,
@@ -57,6 +60,7 @@ def _supervisor(settings: SupervisorSettings) -> dict[str, Any]:
         "plugins": list(settings.plugins),
         "on_missing": settings.on_missing,
         **_set({"cgroup_parent": settings.cgroup_parent}),
+        **_set({"network": {"pool": settings.pool} if settings.pool else None}),
         **_nonempty({"capacity": _units(asdict(settings.capacity))}),
     }
 
@@ -70,7 +74,12 @@ def _job(job: JobSpec) -> dict[str, Any]:
             table[key] = _plain(key, getattr(job, attribute.name))
     table["hide"] = _hidden(job.hide)
     table |= {hook: _hook(action) for hook, action in job.hooks.items()}
-    return _nonempty(_set(table))
+    return _nonempty(_set(table)) | _empty_but_set(job)
+
+
+def _empty_but_set(job: JobSpec) -> dict[str, Any]:
+    """Arrays that say something by being empty: leaving them out would mean the default."""
+    return {key: [] for key in ("egress", "dns") if getattr(job, key) == ()}
 
 
 def _hidden(paths: tuple[str, ...]) -> str | list[str]:
@@ -85,6 +94,8 @@ def _plain(key: str, value: Any) -> Any:
     match value:
         case Tmpfs():
             return _tmpfs(value)
+        case Port() | Egress():
+            return networks.text(value)
         case UserNamespace(kind, host_id, size, files):
             ids = {"host_id": host_id, "size": size} if kind == "map" else {}
             more = {"files": files} if files != "try" else {}

@@ -136,4 +136,5 @@ def settings_of(config: Config) -> Settings:
         room=Room(capacity.memory, capacity.cpus, capacity.jobs),
         on_missing=own.on_missing,
         cgroup_parent=own.cgroup_parent,
+        pool=own.pool,
     )

@@ -31,10 +31,12 @@ from supervisor.model.event import (
 from supervisor.model.job import (
     HOOKS,
     Device,
+    Egress,
     InlineAction,
     JobSpec,
     Mount,
     PolicyName,
+    Port,
     PressureAt,
     Restart,
     Stop,
@@ -48,7 +50,7 @@ from supervisor.model.view import JobView
 
 __all__ = [
     "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Tmpfs", "Device", "Restart", "Stop",
-    "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS",
+    "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS", "Port", "Egress",
     "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Pressure", "Timeout", "Exited",
     "Populated", "CgroupGone", "Tick",
     "Action", "RaiseLimit", "KillJob", "SignalJob", "Freeze", "Thaw", "Retry", "StopAll",

@@ -160,6 +160,28 @@ class Capabilities:
 
 
 @frozen
+class Port:
+    """A port of the job's that is reached from outside, at `outside` of the host.
+
+    `address` is the host's, None for all it has.
+    """
+
+    outside: int
+    inside: int
+    address: str | None = None
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+@frozen
+class Egress:
+    """Where a job may go: a network, as "10.0.0.0/8"; None: every protocol, every port."""
+
+    network: str
+    port: int | None = None
+    protocol: Literal["tcp", "udp"] | None = None
+
+
+@frozen
 class Rlimits:
     """setrlimit(2), soft and hard alike; None leaves what the supervisor has.
 
@@ -193,7 +215,9 @@ class JobSpec:
     """One job.  Times in seconds, sizes in bytes, paths absolute.
 
     `group` is the part of `name` before a matrix's suffix, so that `after = ["compress"]` waits
-    for every member.  `command` is an argv; a `script` has become one.
+    for every member.  `command` is an argv; a `script` has become one.  `reach` are jobs whose
+    ports it may use; `egress` None: it may go anywhere; `dns` None: the host's name servers;
+    `bandwidth` in bytes a second, each way.
     """
 
     name: str
@@ -206,7 +230,12 @@ class JobSpec:
     mounts: tuple[Mount, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     devices: tuple[Device, ...] = ()
-    network: Literal["none", "host"] = "none"
+    network: Literal["none", "host", "bridge"] = "none"
+    ports: tuple[Port, ...] = ()
+    reach: tuple[str, ...] = ()
+    egress: tuple[Egress, ...] | None = None
+    dns: tuple[str, ...] | None = None
+    bandwidth: int | None = None
     user: str | None = None
     user_group: str | None = None
     user_namespace: UserNamespace = UserNamespace()

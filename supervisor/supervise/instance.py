@@ -37,6 +37,7 @@ from supervisor.supervise.admission import Admission, Room
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.job import Job
+from supervisor.supervise.network import Network, Place
 from supervisor.supervise.reaper import Child, Reaper
 from supervisor.supervise.shared import Log, Shared
 from supervisor.watch.cgroup import open_watcher
@@ -48,7 +49,10 @@ POOL = 4
 
 @frozen
 class Settings:
-    """What an instance is told.  `state` None: a one-shot run; `scratch` for its writable layer."""
+    """What an instance is told.  `state` None: a one-shot run; `scratch` for its writable layer.
+
+    `pool`: the bridge's addresses, None for a network that is free.
+    """
 
     name: str
     runtime: Path
@@ -57,6 +61,7 @@ class Settings:
     on_missing: Literal["refuse", "warn"] = "refuse"
     cgroup_parent: str | None = None
     scratch: Path | None = None
+    pool: str | None = None
 
 
 class Instance:
@@ -149,6 +154,11 @@ async def open_instance(
         )
         host.cover(hidden)
         watcher = await stack.enter_async_context(open_watcher(nursery, kernel_log))
+        leases = settings.state.root / "network.json" if settings.state else None
+        place = Place(settings.runtime, leases, settings.pool)
+        network = Network(place, specs, nursery, log.emit)
+        await network.sweep()
+        stack.push_async_callback(network.close)
         stops: list[Callable[[str], None]] = []
         shared = Shared(
             manager=manager,
@@ -160,6 +170,7 @@ async def open_instance(
             engine=Engine(policies, HookCaller()),
             log=log,
             admission=Admission(settings.room),
+            network=network,
             on_missing=settings.on_missing,
             stop_all=lambda why: stops[0](why),
             state=settings.state,

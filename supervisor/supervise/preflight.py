@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from supervisor.cgroup.api import CgroupManager, Missing
 from supervisor.container.devices import rests_on_cgroup
 from supervisor.errors import LimitError, SupervisorError
-from supervisor.linux import caps
+from supervisor.linux import caps, nft
 from supervisor.model.job import JobSpec
 
 WAYS_OUT = (
@@ -27,12 +27,18 @@ def check(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> 
     jobs = tuple(specs)
     privileged = os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
     lines = _limits(manager, jobs, fixes=privileged) if on_missing == "refuse" else []
+    bridged = [job.name for job in jobs if job.network == "bridge"]
+    if bridged and privileged and nft.program() is None:
+        text = f'network = "bridge" of {_names(bridged)}: nft is not installed'
+        raise SupervisorError(text, hint=f'{nft.HINT}, or set network = "none"')
     alone = [job.name for job in jobs if job.user_namespace.kind == "host" and not privileged]
     if alone:
         lines.append(
             f"namespaces of {_names(alone)}: they need CAP_SYS_ADMIN; "
             'or user_namespace = "auto" (--user-namespace auto)'
         )
+    if bridged and not privileged:
+        lines.append(f'network = "bridge" of {_names(bridged)}: it needs root; "none" does not')
     if not lines:
         return
     if privileged:

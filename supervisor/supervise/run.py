@@ -41,6 +41,7 @@ from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
 from supervisor.supervise import actions, ending, idranges, stopping
+from supervisor.supervise.network import Connection
 from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Shared
@@ -112,7 +113,8 @@ class Run:
                 self._storage() as storage,
                 self._cgroup(),
                 self._followed(),
-                self._container(storage),
+                self._connection() as connection,
+                self._container(storage, connection),
             ):
                 async with self._output(storage):
                     status = await self._live()
@@ -277,15 +279,29 @@ class Run:
             raise failed
 
     @asynccontextmanager
-    async def _container(self, storage: Storage) -> AsyncIterator[None]:
+    async def _connection(self) -> AsyncIterator[Connection | None]:
+        """The job's place on the instance's bridge, if it has one; gone when the container is."""
+        if self.spec.network != "bridge":
+            yield None
+            return
+        async with self.shared.network.seat(self.spec, self.id) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _container(
+        self, storage: Storage, connection: Connection | None
+    ) -> AsyncIterator[None]:
         """The container, its command exec'ed; every process of it is gone at the end."""
         shared = self.shared
+        spec = self.spec if connection is None else connection.spec
         request = build.request(
-            self.spec, self.id, self.cgroup.entry, shared.host.facts(), storage.layers
+            spec, self.id, self.cgroup.entry, shared.host.facts(), storage.layers
         )
         self.container = await shared.launcher.start(request, storage.streams)
         storage.started()
         try:
+            if connection is not None:
+                await connection.connect(self.container)
             self.payload = await self.container.started()
             yield
         except BaseException:

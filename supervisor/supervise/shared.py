@@ -20,6 +20,7 @@ from supervisor.policy.engine import Engine
 from supervisor.record.runs import RunIds, StateDir
 from supervisor.supervise.admission import Admission
 from supervisor.supervise.idranges import IdRanges
+from supervisor.supervise.network import Network
 from supervisor.supervise.reaper import Reaper
 from supervisor.watch.cgroup import Watcher
 from supervisor.watch.kernel_log import KernelLog
@@ -50,6 +51,7 @@ class Shared:
     engine: Engine
     log: Log
     admission: Admission
+    network: Network
     on_missing: Literal["refuse", "warn"]
     stop_all: Callable[[str], None]
     id_ranges: IdRanges

@@ -10,12 +10,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from supervisor.container.host import on_overlay
 from supervisor.front.schema import JOB
+from tests.support import netns
 from tests.support.batch import PATIENCE, assert_clean
 from tests.support.command import ROOT, Supervise
 from tests.support.host import in_guest, memory_version
@@ -90,6 +92,7 @@ def test_a_signal_stops_the_command_in_order(supervise: Supervise, number: int) 
 # Flags.
 
 MEMORY = ("--memory", "64M")
+BRIDGE = ("--network", "bridge")
 DISK = "/dev/vda" if in_guest() else "DATA"  # the guest keeps its files in memory
 USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "root": (("--root", "ROOT"), "echo /mark*; [ -e /etc/passwd ] || echo nothing else",
@@ -103,6 +106,10 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
               "| tail -n 1 | tr -d ' '", "tmpfs\n4096"),
     "device": (("--device", "/dev/kmsg:/dev/log:w"), "[ -c /dev/log ] && echo there", "there"),
     "network": (("--network", "none"), "grep -c : /proc/net/dev", "1"),
+    "port": ((*BRIDGE, "--port", "127.0.0.1:58080:80"), "cat /sys/class/net/eth0/operstate", "up"),
+    "egress": ((*BRIDGE, "--egress", "192.0.2.0/24:443"), "cat /sys/class/net/eth0/mtu", "1500"),
+    "dns": ((*BRIDGE, "--dns", "192.0.2.53"), "cat /etc/resolv.conf", "nameserver 192.0.2.53"),
+    "bandwidth": ((*BRIDGE, "--bandwidth", "10M"), "grep -c : /proc/net/dev", "2"),
     "user": (("--user", "nobody"), "id -un", "nobody"),
     "group": (("--user", "nobody", "--group", "daemon"), "id -gn", "daemon"),
     "user-namespace": (("--user-namespace", "self"), "cat /proc/self/uid_map | tr -s ' '",
@@ -166,7 +173,8 @@ ONLY = {"swappiness": "v1", "memory-high": "v2", "memory-low": "v2"}
 """What one generation of control groups alone has."""
 TOGETHER = {"restart-attempts", "restart-backoff", "restart-max-backoff"}
 """Used with another flag of the table."""
-LACKED = {"cpuset": pytest.mark.qemu, "time-offset": pytest.mark.qemu}
+ON_BRIDGE = ("port", "egress", "dns", "bandwidth")
+LACKED = dict.fromkeys(("cpuset", "time-offset", *ON_BRIDGE), pytest.mark.qemu)
 """What User-Mode Linux has not got."""
 
 
@@ -187,7 +195,10 @@ def test_a_flag_does_what_it_says(
     (root / "bin/sh").write_bytes(busybox.read_bytes())
     (root / "bin/sh").chmod(0o755)
     words = [word.replace("DATA", f"{tmp_path}/data").replace("ROOT", str(root)) for word in flags]
-    done = supervise("run", *words, "--", "sh", "-c", script)
+    with ExitStack() as stack:
+        if flag in ON_BRIDGE:
+            supervise = stack.enter_context(netns.namespace()).inside(supervise)
+        done = supervise("run", *words, "--", "sh", "-c", script)
     assert "Traceback" not in done.stderr
     if flag in ONLY and memory_version() != ONLY[flag]:  # which has no such thing
         assert (done.stdout, done.status) == ("", 125), done

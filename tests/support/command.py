@@ -49,6 +49,11 @@ class Supervise:
 
     where: State
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What stands before the command, as `nsenter` does."""
+        return ()
+
     def __call__(
         self,
         *arguments: str | Path,
@@ -81,7 +86,7 @@ class Supervise:
         """The command in the background; the caller waits for it (`stop` ends it)."""
         variables = {**os.environ, **self.where.environment, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
-            [sys.executable, "-m", "supervisor", *seen(arguments)],
+            [*self.prefix, sys.executable, "-m", "supervisor", *seen(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

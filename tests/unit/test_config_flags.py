@@ -13,7 +13,7 @@ from supervisor.front.schema import JOB
 from supervisor.policy import registry
 from tests.unit.test_config_parse import CONTEXT, job
 
-WITHOUT = {"command", "script", "after", "matrix.*", "priority"}
+WITHOUT = {"command", "script", "after", "matrix.*", "priority", "reach"}
 """What stands on the command line itself, or means nothing for a single job."""
 
 
@@ -38,7 +38,11 @@ write = "overlay"
 keep = true
 mounts = ["/a:/b:ro", "x:/c"]
 tmpfs = ["/s:size=1M"]
-network = "host"
+network = "bridge"
+ports = ["80:8080", "[::1]:53:53"]
+egress = ["10.0.0.0/8:443"]
+dns = ["9.9.9.9"]
+bandwidth = "1M"
 user = 65534
 group = "nogroup"
 user_namespace = { host_id = 100, size = 200 }
@@ -93,7 +97,9 @@ def test_flags_say_what_a_file_says():
         "--swappiness", "3", "--pids", "32", "--cpus", "1.5",
         "--cpu-weight", "7", "--cpuset", "0", "--open-files", "9",
         "--io", "/srv:read_bps=50M,write_iops=3", "--root", "./r", "--write", "overlay", "--keep",
-        "--mount", "/a:/b:ro", "--mount", "x:/c", "--tmpfs", "/s:size=1M", "--network", "host",
+        "--mount", "/a:/b:ro", "--mount", "x:/c", "--tmpfs", "/s:size=1M", "--network", "bridge",
+        "--port", "80:8080", "--port", "[::1]:53:53/tcp", "--egress", "10.0.0.0/8:443", "--dns",
+        "9.9.9.9", "--bandwidth", "1M",
         "--user", "65534", "--group", "nogroup", "--user-namespace", "100:200",
         "--time-offset=-1h", "--hostname", "h", "--env", "K=V=W", "--env", "A.B=", "--working-dir",
         "/w", "--timeout", "10s", "--cpu-time", "3", "--stop-signal", "2", "--stop-grace", "1s",
@@ -149,7 +155,8 @@ def test_all_wrong_flags_are_told_at_once_by_their_names():
         (["--on-memory-limit", "freeze:1"], "--on-memory-limit: unknown key"),
         (["--on-memory-limit", "retry:memory"], "--on-memory-limit: must be a size"),
         (["--io", "/srv"], "--io: limits nothing"),
-        (["--network", "bridge"], '--network: "bridge" is not available'),
+        (["--network", "bridges"], '--network: must be "none" or "host" or "bridge"'),
+        (["--port", "80:80"], '--port: needs network = "bridge"'),
         (["--mount", "/a:/b", "--tmpfs", "/b"], "--tmpfs: two mounts at /b"),
     ],
 )

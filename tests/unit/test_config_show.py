@@ -17,12 +17,14 @@ from supervisor.front.show import toml
 from supervisor.model import (
     HOOKS,
     Device,
+    Egress,
     InlineAction,
     IoLimit,
     JobSpec,
     Limits,
     Mount,
     PolicyName,
+    Port,
     Reason,
     Restart,
     Stop,
@@ -35,7 +37,7 @@ from tests.unit.test_config_flags import IN_A_FILE
 from tests.unit.test_config_parse import CONTEXT, read
 
 ELSEWHERE = Context(Path("/elsewhere"), memory=lambda: 1, uid=7, environment={})
-SETTINGS = SupervisorSettings("x", Path("/s"), Path("/r"), ("p", "/q.py"))
+SETTINGS = SupervisorSettings("x", Path("/s"), Path("/r"), ("p", "/q.py"), pool="10.80.0.0/24")
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 sizes = st.integers(4096, LARGEST_SIZE)
@@ -76,6 +78,12 @@ limits = st.builds(
     open_files=maybe(st.integers(3, 9999)),
     output=maybe(sizes),
 )
+published = st.builds(
+    Port, st.integers(1, 65535), st.integers(1, 65535), maybe(st.sampled_from(["10.1.2.3", "::1"]))
+)
+destinations = st.sampled_from(
+    [Egress("10.0.0.0/8"), Egress("2001:db8::/32", 53, "udp"), Egress("192.0.2.1/32", None, "tcp")]
+)
 jobs = st.builds(
     JobSpec,
     name=names | names.map(lambda name: f"{name}@a=1+b=x.y"),
@@ -95,7 +103,11 @@ jobs = st.builds(
     devices=maybe(st.sampled_from(["r", "rw", "rwm"])).map(
         lambda access: (Device("/dev/a:b", "/dev/c", access),) if access else ()
     ),
-    network=st.sampled_from(["none", "host"]),
+    network=st.just("bridge"),
+    ports=st.lists(published, max_size=2).map(tuple),
+    egress=maybe(st.lists(destinations, max_size=2).map(tuple)),
+    dns=maybe(st.lists(st.just("192.0.2.1"), max_size=1).map(tuple)),
+    bandwidth=maybe(st.integers(4096, 2**32 - 1)),
     user=maybe(names),
     user_group=maybe(names),
     user_namespace=st.sampled_from(
