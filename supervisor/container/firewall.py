@@ -6,6 +6,7 @@
     input       jobs reach nothing of the host but the gateway's ping
     forward     to a job: answers, published ports, jobs that may reach it; from a job: `egress`
 
+What a job may not do is refused, so that it need not wait; what others may not is dropped.
 Chains that have nothing to do with the bridge leave a packet at once.  A verdict of ours never
 overrules a drop of other tables (nft(8): "accept" ends a base chain only).
 
@@ -60,7 +61,7 @@ table inet {table} {{
     ct state established,related accept
     icmp type echo-request accept
     icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} accept
-    drop
+    reject with icmpx admin-prohibited
   }}
   chain output {{
     type filter hook output priority filter; policy accept;
@@ -72,13 +73,14 @@ table inet {table} {{
     ct status dnat accept
     iifname "{bridge}" ip saddr . ip daddr @reach4 accept
     iifname "{bridge}" ip6 saddr . ip6 daddr @reach6 accept
+    iifname "{bridge}" reject with icmpx admin-prohibited
     drop
   }}
   chain from_job {{
     ct state established,related accept
     ip saddr vmap @egress4
     ip6 saddr vmap @egress6
-    ip daddr 169.254.0.0/16 drop
+    ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;

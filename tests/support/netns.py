@@ -57,12 +57,13 @@ class Namespace:
 
     def get(self, url: str) -> str:
         """What an HTTP server answers, or "" when there is no answer in five seconds."""
-        return self.run("busybox", "wget", "-q", "-T", "5", "-O", "-", url, check=False)
+        return self.run("timeout", "5", "busybox", "wget", "-q", "-O", "-", url, check=False)
 
     def state(self) -> tuple[str, ...]:
         """All that a supervisor could have changed in there."""
         commands = ("nft list ruleset", "ip -o link", "ip -o addr", "ip route show table all",
-                    "ip -6 route show table all", "ip rule", "tc qdisc", "bridge link", "ip neigh",
+                    "ip -6 route show table all", "ip rule", "tc qdisc", "bridge link",
+                    "ip neigh show nud permanent",
                     "sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
                     "sysctl -n net.ipv4.conf.all.rp_filter")  # fmt: skip
         return tuple(self.run(*command.split()) for command in commands)
@@ -113,6 +114,7 @@ def world() -> Iterator[World]:
         )
         for space, address in ((host_ns, HOST), (outside, OUTSIDE)):
             space.run("ip", "addr", "add", f"{address}/24", "dev", "up0")
+            space.run("ip", "link", "set", "up0", "addrgenmode", "none")
             space.run("ip", "link", "set", "up0", "up")
         host_ns.run("ip", "route", "add", "default", "via", OUTSIDE)
         host_ns.run("nft", "add table inet foreign { chain c { counter comment mine ; } ; }")
