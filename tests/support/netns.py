@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -116,6 +117,9 @@ def world() -> Iterator[World]:
             space.run("ip", "addr", "add", f"{address}/24", "dev", "up0")
             space.run("ip", "link", "set", "up0", "addrgenmode", "none")
             space.run("ip", "link", "set", "up0", "up")
+        deadline = time.monotonic() + PATIENCE
+        while "state UP" not in host_ns.run("ip", "-o", "link", "show", "up0"):
+            assert time.monotonic() < deadline, "the link of the host's does not come up"
         host_ns.run("ip", "route", "add", "default", "via", OUTSIDE)
         host_ns.run("nft", "add table inet foreign { chain c { counter comment mine ; } ; }")
         yield World(host_ns, outside)
