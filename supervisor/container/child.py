@@ -33,6 +33,9 @@ _ELOOP = 40
 ALL_SIGNALS = frozenset(range(1, 65)) - {32, 33}
 """The two between are glibc's own."""
 _NO_SIGNALS: frozenset[int] = frozenset()
+CGROUP_REFUSES = frozenset({9, 13, 16, 19, 95})
+"""EBADF, EACCES, EBUSY, ENODEV, EOPNOTSUPP: what clone3(2) says of the cgroup it is to clone into
+(kernel/cgroup/cgroup.c, cgroup_css_set_fork), and of nothing else."""
 
 
 class StageError(Exception):
@@ -50,10 +53,12 @@ class StageError(Exception):
 class PayloadCgroup:
     """The payload's cgroup, held open from before pivot_root: its paths are gone after."""
 
-    __slots__ = ("directory", "fallback", "files")
+    __slots__ = ("directory", "fallback", "files", "path", "paths")
 
     def __init__(self, files: tuple[str, ...], directory: str | None) -> None:
+        self.paths = files
         self.files = [_open_to_join(path) for path in files]
+        self.path = directory or ""
         self.directory = -1
         self.fallback = -1
         if directory is not None:
@@ -68,15 +73,22 @@ class PayloadCgroup:
         self.fallback = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.directory)
 
     def join(self) -> None:
-        for fd in self.files:
-            os.write(fd, b"0")
+        for fd, path in zip(self.files, self.paths, strict=True):
+            _join(fd, path)
         if self.fallback >= 0:
-            os.write(self.fallback, b"0")
+            _join(self.fallback, self.path)
 
     def close(self) -> None:
         for fd in (*self.files, self.directory, self.fallback):
             if fd >= 0:
                 os.close(fd)
+
+
+def _join(fd: int, path: str) -> None:
+    try:
+        os.write(fd, b"0")
+    except OSError as error:
+        raise StageError("payload_cgroup", error, path) from None
 
 
 def _open_to_join(path: str) -> int:
@@ -172,7 +184,7 @@ def run_payload(
     `bounding` is what the launcher has left of the bounding set; `errors`, the pipe for what goes
     wrong, is the one descriptor that stays open until exec.
     """
-    _guard("payload_cgroup", cgroup.join)
+    cgroup.join()
     _guard("payload_cgroup", syscalls.unshare, constants.CLONE_NEWCGROUP)
     os.setsid()
     _take_streams(streams, errors)

@@ -91,7 +91,8 @@ def start_payload(
     try:
         pid = _clone(cgroup)
     except OSError as error:
-        raise child.StageError("payload_cgroup", error) from None
+        refused = error.errno in child.CGROUP_REFUSES
+        raise child.StageError("payload_cgroup", error, cgroup.path if refused else "") from None
     if pid == 0:
         _payload(request, cgroup, fds, bounding, writer)
     os.close(writer)

@@ -127,6 +127,9 @@ def serve_one(control: _socket.socket, bounding: Bounding) -> bool:
         return False
     try:
         pid, pidfd = launch(control, data, fds, bounding)
+    except child.StageError as error:
+        answer = protocol.pack(protocol.REFUSED, error.stage, error.errno, error.path, error.text)
+        send(control, answer, ())
     except KernelError as error:
         answer = protocol.pack(
             protocol.REFUSED, "clone", error.errno or 0, error.path or "", error.operation
@@ -187,7 +190,7 @@ def launch(
     flags = request.flags | constants.CLONE_PARENT | constants.CLONE_PIDFD
     try:
         pid, pidfd = clone_init(flags, request)
-    except OSError:
+    except (OSError, child.StageError):
         for end in gate or ():
             end.close()
         raise
@@ -200,13 +203,18 @@ def launch(
 
 
 def clone_init(flags: int, request: Request) -> tuple[int, int]:
-    """Into the init's unified cgroup at once where the kernel can, else the child joins it."""
+    """Into the init's unified cgroup at once where the kernel can, else the child joins it.
+
+    StageError where it is the cgroup that takes nobody.
+    """
     if request.init_dir is None:
         return syscalls.clone(flags, exit_signal=0)
     directory = os.open(request.init_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return syscalls.clone(flags, exit_signal=0, cgroup_fd=directory)
     except KernelError as error:
+        if error.errno in child.CGROUP_REFUSES:
+            raise child.StageError("cgroup", error, request.init_dir) from None
         if error.errno != 38:  # ENOSYS: no clone3, by age or by a seccomp filter
             raise
     finally:

@@ -112,7 +112,28 @@ def spawn_error(stage: str, errno: int, path: str, text: str) -> SpawnError:
     return SpawnError(stage, errno, path, text, hint=_HINTS.get((stage, errno), ""))
 
 
+_OTHERS_CGROUP = (
+    "its user must be able to write to cgroup.procs there, and to that of the cgroup above both "
+    "it and the supervisor's: Delegate=yes"
+)
+_BUSY_CGROUP = (
+    "somebody has enabled a controller for what is below it (cgroup.subtree_control), and such a "
+    "cgroup takes no process: disable it there"
+)
+_LOST_CGROUP = "somebody has removed it while the job was started: start it again"
+_THREADED_CGROUP = "somebody has made a cgroup beside it threaded (cgroup.type): remove that one"
 _HINTS = {
+    **{
+        (stage, number): hint
+        for stage in ("cgroup", "payload_cgroup")
+        for number, hint in (
+            (13, _OTHERS_CGROUP),
+            (16, _BUSY_CGROUP),
+            (2, _LOST_CGROUP),
+            (19, _LOST_CGROUP),
+            (95, _THREADED_CGROUP),
+        )
+    },
     ("exec", 2): "the command, or the interpreter it names, is not in the job's root",
     ("exec", 13): "it must be a file with the execute permission",
     ("exec", 8): "not a program: a script needs a #! line",

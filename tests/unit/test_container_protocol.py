@@ -157,6 +157,33 @@ def test_a_cgroup_that_is_gone_is_refused_by_name_and_the_launcher_lives(pair: P
     assert answer[1:4] == ("clone", errno.ENOENT, gone)
 
 
+def test_a_directory_that_takes_no_process_is_refused_by_name(pair: Pair, tmp_path):
+    ours, theirs = pair
+    before = set(os.listdir("/proc/self/fd"))
+    data = request(operations=(), flags=0, init_dir=str(tmp_path)).pack()
+    spawn.send(ours, data, (ours.fileno(),) * len(protocol.DESCRIPTORS))
+    assert launcher.serve_one(theirs, BOUNDING) is True
+    answer = protocol.unpack(ours.recv(65536), (protocol.REFUSED,))
+    assert answer[1:] == ("cgroup", errno.EBADF, str(tmp_path), "clone3")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("stage", ["cgroup", "payload_cgroup"])
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.EACCES, "Delegate=yes"),
+        (errno.EBUSY, "cgroup.subtree_control"),
+        (errno.ENODEV, "start it again"),
+        (errno.EOPNOTSUPP, "cgroup.type"),
+    ],
+)
+def test_a_cgroup_that_refuses_says_the_way_out(stage, number, way_out):
+    text = str(spawn.spawn_error(stage, number, "/sys/fs/cgroup/x", "clone3"))
+    assert text.startswith(f"{stage}: /sys/fs/cgroup/x: {os.strerror(number)} (clone3) (")
+    assert way_out in text
+
+
 def test_too_few_descriptors_are_refused(pair: Pair):
     ours, theirs = pair
     spawn.send(ours, request().pack(), (ours.fileno(),))
