@@ -222,6 +222,14 @@ class JobCgroup(Protocol):
         changes the limit, freezes or thaws meanwhile may be called in another.  v1: False.
         """
 
+    def hold_others(self) -> None:
+        """v1, while tasks sleep at the limit: begin to freeze the rest of the payload.
+
+        The kernel lets only those sleep that touch memory; a system call that needs some fails
+        with ENOMEM meanwhile.  Waits for nothing; what lets a held job go on thaws it.  Nothing
+        happens where nobody sleeps or there is no freezer.  v2: all of it is frozen already.
+        """
+
     def counters(self) -> Counters: ...
 
     def usage(self) -> Usage: ...

@@ -105,6 +105,9 @@ class FakeJob:
         self._alive()
         return self.counted.under_oom
 
+    def hold_others(self) -> None:
+        self._alive()
+
     def counters(self) -> Counters:
         self._alive()
         return self.counted

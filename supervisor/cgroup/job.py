@@ -164,13 +164,12 @@ class Job:
             return self._cpu.change_cpus(to)
         if limit == "cpu_weight" and self._cpu:
             return self._cpu.change_weight(int(to))
-        if limit == "swap" and self._memory:
-            return self._memory.change_swap(int(to))
         if limit == "memory_high" and self._memory:
             return self._memory.change_high(int(to))
-        if limit == "memory" and self._memory:
+        if limit in ("memory", "swap") and self._memory:
+            part = self._memory
             with self._deciding:
-                now = self._memory.change_memory(int(to))
+                now = (part.change_memory if limit == "memory" else part.change_swap)(int(to))
                 self._let_go()
             return now
         raise LimitError([f"{limit}: this host has no controller for it"])
@@ -184,7 +183,7 @@ class Job:
                 self._let_go()
 
     def _let_go(self) -> None:
-        """v1 wakes the held tasks by itself; what was frozen at v2's trip wire is thawed."""
+        """v1 wakes who sleeps by itself; what was frozen, there or at v2's trip wire, is thawed."""
         if self._memory and self._memory.release() and not self._stopped:
             self._tree.thaw()
 
@@ -203,6 +202,12 @@ class Job:
                 self._tree.thaw()
         self._at_wire = False
         return held
+
+    def hold_others(self) -> None:
+        with self._deciding:
+            memory = self._memory
+            if isinstance(memory, v1.Memory) and memory.asleep():
+                memory.others_frozen = self._tree.begin_to_freeze()
 
     @staticmethod
     def _short_of_memory(memory: v2.Memory) -> bool:

@@ -20,6 +20,7 @@ KILL_PATIENCE = 1.0
 
 
 class FreezerPart(Protocol):
+    def begin(self) -> None: ...
     def freeze(self) -> None: ...
     def thaw(self) -> None: ...
 
@@ -80,6 +81,13 @@ class Tree:
 
         if not files.until(round_of_kills, KILL_PATIENCE):
             raise KernelError("kill all of", directory, errno.EBUSY)
+
+    def begin_to_freeze(self) -> bool:
+        """Freeze without waiting for it; False where there is no freezer."""
+        freezer = self._freezer("/payload")
+        if freezer:
+            freezer.begin()
+        return freezer is not None
 
     def freeze(self) -> None:
         self._need_freezer().freeze()

@@ -56,6 +56,8 @@ class Memory:
         self._above_before = [files.number(f"{one}failcnt") for one in self._above]
         self._reached_before = False
         self._swap: int | None = None
+        self.others_frozen = False
+        """Whether those of the payload who do not sleep at the limit were frozen meanwhile."""
 
     def set(self, memory: int | None, swap: int | None, swappiness: int | None) -> list[Reading]:
         readings = []
@@ -115,9 +117,15 @@ class Memory:
     def hold(self, hold: bool) -> None:
         files.write(self._oom, "1" if hold else "0")
 
+    def asleep(self) -> bool:
+        """Whether tasks sleep at the limit."""
+        control = files.table(self._oom)
+        return control.get("oom_kill_disable", 0) > 0 and control.get("under_oom", 0) > 0
+
     def release(self) -> bool:
-        """On v1 the kernel itself holds tasks at the limit, and wakes them."""
-        return False
+        """The kernel itself wakes who sleeps at the limit; not so those that were frozen."""
+        frozen, self.others_frozen = self.others_frozen, False
+        return frozen
 
     def counts(self) -> MemoryCounts:
         control = files.table(self._oom)
@@ -302,8 +310,11 @@ class Freezer:
     def __init__(self, directory: str) -> None:
         self._state = f"{directory}/freezer.state"
 
-    def freeze(self) -> None:
+    def begin(self) -> None:
         files.write(self._state, "FROZEN")
+
+    def freeze(self) -> None:
+        self.begin()
         # reading is what makes the kernel look again whether all tasks have stopped
         files.until(lambda: files.read(self._state) == "FROZEN", FREEZE_PATIENCE)
 

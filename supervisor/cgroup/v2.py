@@ -327,8 +327,11 @@ class Freezer:
         self._freeze = f"{directory}/cgroup.freeze"
         self._events = f"{directory}/cgroup.events"
 
-    def freeze(self) -> None:
+    def begin(self) -> None:
         files.write(self._freeze, "1")
+
+    def freeze(self) -> None:
+        self.begin()
         files.until(lambda: files.table(self._events).get("frozen") == 1, FREEZE_PATIENCE)
 
     def thaw(self) -> None:

@@ -69,7 +69,10 @@ def _act(run: Run, event: Event, action: Action, by: str) -> bool:
     """Perform one action; True when it settles the event, so that no default follows."""
     match action:
         case RaiseLimit():
-            return _raise(run, action, by)
+            done = _raise(run, action, by)
+            # a held job goes on by more memory or more swap; what else is raised leaves it there
+            helps = action.limit in ("memory", "swap") or not isinstance(event, MemoryLimit)
+            return done and helps
         case KillJob():
             run.stop(Reason.POLICY, by, action.why, now=action.now)
             return True

@@ -112,9 +112,11 @@ class Subscription:
         """The limits have changed, or whether tasks are held at the one of memory.
 
         What was told of the old memory limit says nothing of a new one: it can be reached at once,
-        before anybody has looked, or be slept at although there is room (`_rouse`).
+        before anybody has looked, or be slept at although there is room (`_rouse`).  Likewise of
+        the one of swap, since v1 limits both together.
         """
-        raised = held and limits.memory != self._limits.memory
+        old = self._limits
+        raised = held and (limits.memory, limits.swap) != (old.memory, old.swap)
         self._limits = limits
         self._held = held
         if raised and not self._gone:
@@ -152,6 +154,8 @@ class Subscription:
             now = evolve(now, counters=evolve(now.counters, under_oom=False))
         crossed = wire_crossed(self._known, now, held=self._held)
         reached = limit_reached(self._known, now, held=self._held)
+        if reached and self._held and now.counters.under_oom:
+            self._cgroup.hold_others()
         at = time.time()
         events = further_events(self._known, now, self._limits, at)
         if reached and self._limits.memory is not None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from supervisor.cgroup.v2 import trip_wire
 from tests.support import host, policies
 from tests.support.batch import Batch
-from tests.support.command import ROOT, State
+from tests.support.command import ROOT, State, Supervise
 
 pytestmark = pytest.mark.kernel
 
@@ -35,7 +36,7 @@ max = "512M"
 timeout = "60s"
 
 [jobs.grows]
-command = ["/bin/sh", "-c", "seq 1 300000 | awk '{{ k[$1 \\" x\\"]++ }} END {{ print length(k) }}'"]
+command = ["awk", "BEGIN {{ for (i = 1; i <= 300000; i++) k[i \\" x\\"]++; print length(k) }}"]
 matrix = {{ n = [1, 2, 3, 4] }}
 limits = {{ memory = "8M", {swap} pids = 16 }}
 """
@@ -141,6 +142,97 @@ def test_a_limit_below_what_its_start_takes(batch: Batch) -> None:
     assert result["raised"]["memory"]["oom_kills"] == 0
 
 
+OTHERS = """
+import time
+r, w = os.pipe()
+os.set_blocking(r, False)
+if not os.fork():
+    os.close(w)
+    most, last = 0.0, time.monotonic()
+    while True:
+        try:
+            if not os.read(r, 1):
+                break
+        except BlockingIOError:
+            pass
+        now = time.monotonic()
+        most, last = max(most, now - last), now
+        time.sleep(0.01)
+    print(most > 2, flush=True)
+    os._exit(0)
+b = [bytes(1 << 16) + bytes([n % 256]) for n in range(640)]
+os.close(w)
+os.wait()
+"""
+"""While one takes memory, a child of it notes for how long it was not let run."""
+
+
+def test_while_a_job_is_held_all_of_it_stands_still(batch: Batch, tmp_path: Path) -> None:
+    """v1's kernel stops only who touches memory: others would find none for a fork or a pipe."""
+    result = batch.run(
+        f'[jobs.two]\ncommand = {command(OTHERS)}\nhide = "nothing"\n'
+        'limits = { memory = "24M", swap = 0 }\n',
+        top=f'plugins = ["{waiting(tmp_path)}"]',
+    )
+    record = result["two"]
+    assert (record["reason"], record["memory"]["oom_kills"]) == ("succeeded", 0), record
+    assert batch.output(record) == "True\nTrue\n"
+
+
+# A job may have a memory_high too.
+
+
+@pytest.mark.v2
+@pytest.mark.parametrize("high", ["56M", "62M"], ids=["below the wire", "above the wire"])
+def test_a_memory_high_slows_down_and_holds_nobody(batch: Batch, high: str) -> None:
+    """The wire of 64M is at 58.2M: the job is held there, and nowhere else."""
+    takes = "b = [bytes(1 << 16) + bytes([n % 256]) for n in range(56 << 4)]"
+    result = batch.run(
+        f'[jobs.high]\ncommand = {command(takes)}\nhide = "nothing"\n'
+        f'limits = {{ memory = "64M", memory_high = "{high}", swap = 0 }}\ntimeout = "100s"\n'
+        'on_memory_limit = { action = "raise", to = "128M" }\n'
+    )
+    record = result["high"]
+    assert (record["reason"], record["memory"]["oom_kills"]) == ("succeeded", 0), record
+    assert len(record["memory"]["limit_history"]) == 2
+    (told,) = batch.entries("memory_limit")
+    assert told["held"] and trip_wire(64 * MIB) < told["usage"] <= 64 * MIB
+    assert batch.output(record) == "True\n"
+
+
+ANSWERS = {
+    "swap": ("succeeded", ["memory", "swap"]),  # there may be none to be had: asked again
+    "pids": ("oom", ["pids"]),
+    "cpus": ("oom", ["cpus"]),
+}
+
+
+@pytest.mark.parametrize("limit", ANSWERS)
+def test_a_raise_of_another_limit_leaves_nobody_held(
+    batch: Batch, tmp_path: Path, limit: str
+) -> None:
+    to = {"swap": 64 * MIB, "pids": 64, "cpus": 2}[limit]
+    path = policies.plugin(
+        tmp_path,
+        "other",
+        f"""
+        @hookimpl
+        def on_memory_limit(job, event):
+            return RaiseLimit("{limit}", {to}) if not job.raised else RaiseLimit("memory", 2**28)
+        """,
+    )
+    takes = "b = [bytes(1 << 16) + bytes([n % 256]) for n in range(60 << 4)]"
+    result = batch.run(
+        f'[jobs.held]\ncommand = {command(takes)}\nhide = "nothing"\n'
+        'limits = { memory = "24M", swap = 0, pids = 32, cpus = 1 }\ntimeout = "100s"\n',
+        top=f'plugins = ["{path}"]',
+    )
+    record = result["held"]
+    reason, raised = ANSWERS[limit]
+    assert record["reason"] == reason, (record, batch.entries("decision"))
+    assert sorted(one["limit"] for one in batch.entries("limit_changed")) == raised
+
+
 # Who only reads and writes files is held by nobody: the kernel takes the page cache back.
 
 
@@ -184,6 +276,48 @@ def test_page_cache_is_no_reason_to_hold(tmp_state: State, tmp_path: Path, way: 
         assert " high 0 " not in told["memory.events.local"]
 
 
+@contextmanager
+def disk(directory: Path) -> Iterator[Path]:
+    """A directory on a disk: in the guest a file system is made on its empty one."""
+    if not host.in_guest():
+        if subprocess.check_output(["stat", "-f", "-c", "%T", directory], text=True) == "tmpfs\n":
+            pytest.skip("needs a directory that is not in memory (TMPDIR)")
+        yield directory
+        return
+    if not Path("/dev/vda").is_block_device():
+        pytest.skip("needs a guest with --disk 64M")
+    subprocess.run(["mkfs.ext4", "-q", "-F", "/dev/vda"], check=True)
+    where = directory / "disk"
+    where.mkdir()
+    subprocess.run(["mount", "/dev/vda", where], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", where], check=True)
+
+
+REWRITES = "for i in 1 2 3 4 5; do dd if=/dev/zero of=/data/out bs=1M count=40 conv=notrunc; done"
+
+
+@pytest.mark.parametrize("way", ["cat /data/big >/dev/null", REWRITES], ids=["read", "write"])
+def test_two_hundred_megabytes_of_files_fit_into_32(
+    tmp_state: State, tmp_path: Path, way: str
+) -> None:
+    """The file that is read is one hole: its pages come from no disk, but are cached as any."""
+    record = tmp_path / "record.json"
+    with disk(tmp_path) as where:
+        os.truncate(os.open(where / "big", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC), 200 * MIB)
+        done = Supervise(tmp_state)(
+            "run", "--memory", "32M", "--swap", "0", "--on-memory-limit", "raise:256M",
+            "--mount", f"{where}:/data", "--record", record, "--", "sh", "-c", way,
+        )  # fmt: skip
+    found: dict[str, Any] = json.loads(record.read_text())
+    assert done.status == 0, (done.stderr, found)
+    assert len(found["memory"]["limit_history"]) == 1, found
+    assert found["memory"]["oom_kills"] == 0
+    assert found["memory"]["peak"] > 26 * MIB  # or it never came near the limit
+
+
 # How a held job ends.
 
 GROW = "b = []\nwhile True:\n    b.append(bytes(1 << 16) + b'x')"
@@ -219,6 +353,40 @@ def test_a_held_job_hears_its_stop_signal(batch: Batch) -> None:
     result = batch.run(HELD + 'on_memory_limit = { action = "kill", why = "enough" }')
     record = result["held"]
     assert (record["reason"], record["signal"]) == ("policy", signal.SIGTERM)
+    assert record["wall_seconds"] < 45
+
+
+FAMILY = """
+for _ in range(3):
+    if not os.fork():
+        r, w = os.pipe()
+        os.read(r, 1)
+"""
+"""Children that wait for ever, and are frozen where they do so."""
+ENDS = {
+    "kill": ("policy", signal.SIGTERM),
+    "kill at once": ("policy", signal.SIGKILL),
+    "let go": ("oom", signal.SIGKILL),
+    "its timeout": ("timeout", signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_a_held_family_ends_as_one(batch: Batch, tmp_path: Path, way: str) -> None:
+    decides = {
+        "kill": 'on_memory_limit = { action = "kill" }',
+        "kill at once": 'on_memory_limit = { action = "kill", now = true }',
+        "let go": 'on_memory_limit = { action = "ignore" }',
+        "its timeout": "timeout = '2s'",
+    }[way]
+    top = f'plugins = ["{waiting(tmp_path)}"]' if way == "its timeout" else ""
+    result = batch.run(
+        f'[jobs.family]\ncommand = {command(FAMILY + GROW)}\nhide = "nothing"\n'
+        f'limits = {{ memory = "24M", swap = 0 }}\nstop = {{ grace = "50s" }}\n{decides}\n',
+        top=top,
+    )
+    record = result["family"]
+    assert (record["reason"], record["signal"]) == ENDS[way], record
     assert record["wall_seconds"] < 45
 
 

@@ -315,6 +315,51 @@ def test_a_group_kill_counts_its_victim_once(
     ) == "0"  # fmt: skip
 
 
+@pytest.mark.parametrize("unified", [None, ""], ids=["v1", "hybrid"])
+def test_on_v1_the_rest_is_frozen_while_somebody_sleeps_at_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unified: str | None
+) -> None:
+    tree = grow(tmp_path, monkeypatch, V1, unified)
+    job = manager(tree).create("run")
+    state, on, off = "freezer.state", "FROZEN", "THAWED"
+    if unified is not None:
+        state, on, off = "cgroup.freeze", "1", "0"
+    payload = job.entry.payload_dir or job.path.replace("/memory/", "/freezer/")
+    control = f"{job.path}/memory.oom_control"
+
+    def sleepers(disabled: int, asleep: int) -> str:
+        tree.put(control, f"oom_kill_disable {disabled}\nunder_oom {asleep}\noom_kill 0")
+        job.hold_others()
+        return tree.get(f"{payload}/{state}")
+
+    assert sleepers(1, 0) == off
+    assert sleepers(0, 1) == off  # somebody is about to be killed, not to sleep
+    assert sleepers(1, 1) == on
+    job.change("pids", 9)
+    assert tree.get(f"{payload}/{state}") == on
+    job.change("memory", 128 * MIB)
+    assert tree.get(f"{payload}/{state}") == off
+    assert sleepers(1, 1) == on
+    job.hold_at_limit(False)
+    assert tree.get(f"{payload}/{state}") == off
+    assert sleepers(1, 1) == on
+    job.freeze()  # a policy's wish, which outlives the hold
+    job.change("memory", 256 * MIB)
+    assert tree.get(f"{payload}/{state}") == on
+    job.thaw()
+    assert tree.get(f"{payload}/{state}") == off
+
+
+def test_without_a_freezer_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = grow(tmp_path, monkeypatch, ("memory", "pids"), None)
+    job = manager(tree).create("run")
+    tree.put(f"{job.path}/memory.oom_control", "oom_kill_disable 1\nunder_oom 1\noom_kill 0")
+    job.hold_others()
+    job.change("memory", 128 * MIB)
+
+
 def test_the_v2_trip_wire_holds_and_lets_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ class Told(FakeJob):
     notes: tuple[Notification, ...] = ()
     failure: int = 0
     tried: int = 0
+    others: int = 0
     while_trying: list[Callable[[], None]] = field(factory=list)
 
     @property
@@ -60,6 +61,9 @@ class Told(FakeJob):
             self.while_trying.pop()()
         self.count(under_oom=self.holds)
         return self.holds
+
+    def hold_others(self) -> None:
+        self.others += 1
 
     def touch(self, name: str = "memory.events") -> None:
         """The kernel has changed a file."""
@@ -350,6 +354,27 @@ async def test_a_job_is_frozen_at_the_trip_wire(watcher: Watcher, job: Callable[
     event = await next_event(subscription)
     assert isinstance(event, MemoryLimit)
     assert (event.limit, one.tried) == (2 << 20, 2)
+
+
+async def test_when_somebody_sleeps_at_v1s_limit_the_others_are_held_before_it_is_told(
+    watcher: Watcher, job: Callable[..., Told]
+) -> None:
+    one = job()
+    one.used = evolve(one.used, memory=LIMITS.memory)
+    subscription = watcher.subscribe(one, LIMITS, held=True)
+    one.count(limit_hits=1, under_oom=True)
+    subscription.alarm()
+    assert isinstance(await next_event(subscription), MemoryLimit)
+    assert one.others == 1
+    one.count(limit_hits=2)
+    subscription.recheck()
+    assert one.others == 1
+    unheld = job("run-2")
+    subscription = watcher.subscribe(unheld, LIMITS, held=False)
+    unheld.count(limit_hits=1, under_oom=True)  # as it is for the moment of an OOM kill
+    subscription.alarm()
+    assert isinstance(await next_event(subscription), MemoryLimit)
+    assert unheld.others == 0
 
 
 async def until_tried(one: Told, times: int) -> None:
