@@ -251,10 +251,23 @@ class Run:
         delay = 0.001
         while not self.cgroup.try_remove():
             if delay > 1:
+                self._tell_of_strangers()
                 await trio.to_thread.run_sync(self.cgroup.remove)
                 return
             await trio.sleep(delay)
             delay *= 2
+
+    def _tell_of_strangers(self) -> None:
+        """Who is in the cgroup now was moved there: all that was the job's has ended with its init.
+
+        It is killed: a cgroup that somebody is in can be neither removed nor used again.
+        """
+        try:
+            pids = ", ".join(map(str, self.cgroup.pids()))
+        except KernelError:
+            return  # removed at last, by somebody else
+        which = f": pid {pids}" if pids else ""
+        self.warn(f"killing what somebody has moved into the job's cgroup from outside{which}")
 
     async def _tidy(self, work: object) -> None:
         """Await what cleans up; a failure is told, and stops nobody."""
