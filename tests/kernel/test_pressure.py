@@ -90,6 +90,7 @@ def tells(manager: Manager) -> bool:
     return True
 
 
+@pytest.mark.qemu
 async def test_a_job_that_thrashes_is_told_of_and_not_more_than_once_a_window(
     manager: Manager, big: str
 ) -> None:
@@ -172,6 +173,7 @@ def host_tells() -> bool:
     return os.path.exists("/proc/pressure/memory")
 
 
+@pytest.mark.qemu
 def test_a_job_under_pressure_is_ended_by_its_own_hook(batch: Batch, big: str) -> None:
     if not host_tells() and host.memory_version() == "v2":
         pytest.skip("needs PSI: see test_a_host_that_tells_nothing_refuses_only_jobs_that_ask")
@@ -183,6 +185,7 @@ def test_a_job_under_pressure_is_ended_by_its_own_hook(batch: Batch, big: str) -
     assert record["decided_by"] == "on_pressure"
 
 
+@pytest.mark.qemu
 def test_shed_by_pressure_freezes_and_thaws(batch: Batch, big: str) -> None:
     if not host_tells():
         pytest.skip("needs PSI")

@@ -112,6 +112,16 @@ def test_too_many_instances_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
         Inotify()
 
 
+def test_no_watch_to_be_had_names_the_file_and_what_to_do(
+    inotify: Inotify, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.linux.inotify._libc.inotify_add_watch", lambda *_: -1)
+    monkeypatch.setattr("ctypes.get_errno", lambda: errno.ENOSPC)
+    with pytest.raises(KernelError, match=r"inotify_add_watch.*max_user_watches") as caught:
+        inotify.add(str(file))
+    assert caught.value.path == str(file)
+
+
 def test_importing_it_warns_not_and_starts_no_process() -> None:
     code = (
         "import sys, warnings\n"
