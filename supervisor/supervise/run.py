@@ -266,8 +266,8 @@ class Run:
             pids = ", ".join(map(str, self.cgroup.pids()))
         except KernelError:
             return  # removed at last, by somebody else
-        which = f": pid {pids}" if pids else ""
-        self.warn(f"killing what somebody has moved into the job's cgroup from outside{which}")
+        if pids:
+            self.warn(f"killing what was moved into the job's cgroup from outside: pid {pids}")
 
     async def _tidy(self, work: object) -> None:
         """Await what cleans up; a failure is told, and stops nobody."""
