@@ -129,7 +129,9 @@ class Memory:
 
     def counts(self) -> MemoryCounts:
         control = files.table(self._oom)
-        kills, asleep = control.get("oom_kill", 0), control.get("under_oom", 0) > 0
+        kills = control.get("oom_kill", 0)
+        # who slept may have been woken, by memory that another gave back, and be frozen since
+        asleep = control.get("under_oom", 0) > 0 or self.others_frozen
         hits = self._failures()
         if not hits and (kills or asleep):
             hits = int(self._struck())

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 KILL_PATIENCE = 5.0
 """Seconds for the tree to vanish after SIGKILL, before the init itself is killed."""
 
-RELAY = 0.02
-"""Seconds for the init to pass a signal on."""
+RELAY = 1.0
+"""Seconds at most for the init to pass a signal on."""
+LOOK_AGAIN = 0.002
+"""Seconds; nobody tells that a signal waits for a process."""
 
 
 def signal_number(name: str) -> int:
@@ -74,13 +76,27 @@ async def _let_go(run: Run) -> None:
     """
     if not is_held(run):
         return
-    await trio.sleep(RELAY)
+    number = signal_number(run.spec.stop.signal)
+    with trio.move_on_after(RELAY):
+        while not _was_told(run.payload, number):
+            await trio.sleep(LOOK_AGAIN)
     run.held = False
     try:
         run.subscription.update(run.limits, held=False)
         run.cgroup.hold_at_limit(False)
     except KernelError as error:
         run.warn(f"cannot let the held job go on: {error}")
+
+
+def _was_told(pid: int, number: int) -> bool:
+    """Whether a signal waits for a process that cannot run, or nothing is to be waited for."""
+    try:
+        text = proc.read_file(f"/proc/{pid}/status")
+    except KernelError:
+        return True  # it has ended
+    fields = dict(line.partition(":\t")[::2] for line in text.split("\n"))
+    masks = [int(fields[name], 16) for name in ("SigPnd", "ShdPnd", "SigIgn")]
+    return fields["State"].startswith("Z") or any(mask >> number - 1 & 1 for mask in masks)
 
 
 def _thaw(run: Run) -> None:

@@ -33,6 +33,9 @@ MIB = 1 << 20
 STUBBORN = """["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]"""
 
 
+HANDLES = """["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"]"""
+
+
 def directories(pid: int) -> dict[str, str]:
     """Controller ("" for a unified hierarchy, "unified" too) → the directory of a process."""
     mounts = [one for one in proc.mountinfo() if one.fstype in ("cgroup", "cgroup2")]
@@ -264,8 +267,8 @@ def test_a_fork_bomb_that_hears_nothing_is_gone_at_once(batch: Batch) -> None:
 
 @pytest.mark.parametrize("init", [False, True], ids=["payload", "and its init"])
 def test_a_job_that_others_have_frozen_is_ended_after_the_grace(batch: Batch, init: bool) -> None:
-    """Of a frozen process SIGTERM is not heard; cgroup.kill needs no ear."""
-    with running(batch, "stop = { grace = '300ms' }") as (started, pid):
+    """A frozen process runs no handler of SIGTERM; cgroup.kill asks for none."""
+    with running(batch, "stop = { grace = '300ms' }", HANDLES) as (started, pid):
         payload = directories(pid).get("unified")
         if payload is None:
             pytest.skip("needs a unified hierarchy")
@@ -321,7 +324,8 @@ def test_no_file_of_a_cgroup_can_be_written_from_inside(tmp_state) -> None:
         "namespace": {"user_namespace": own},
         "mounts": {"user_namespace": own, "capabilities": {"add": ["SYS_ADMIN"]}},
     }
-    base = {"command": python(attempts), "limits": {"memory": "256M", "pids": 8}}
+    command = ["/usr/bin/python3", *python(attempts)[1:]]  # which every user can read
+    base = {"command": command, "limits": {"memory": "256M", "pids": 8}}
     found = run_jobs(tmp_state, {name: {**base, **more} for name, more in jobs.items()})
     assert [ended.told[1] for ended in found.values()] == [[], [], []]
     assert found["mounts"].told[0] > 0  # it could mount one, or there was nothing to try

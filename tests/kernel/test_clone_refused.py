@@ -118,7 +118,7 @@ def without_clone3() -> list[str]:
 
 
 LOOK = (
-    "import os\nb = []\nprint(open('/proc/self/cgroup').read())\n"
+    "import os\nb = []\nprint(open('/proc/self/cgroup').read(), flush=True)\n"
     "while True: b.append(bytes(1 << 20) + b'x')"
 )
 

@@ -335,10 +335,13 @@ def test_on_v1_the_rest_is_frozen_while_somebody_sleeps_at_the_limit(
     assert sleepers(1, 0) == off
     assert sleepers(0, 1) == off  # somebody is about to be killed, not to sleep
     assert sleepers(1, 1) == on
+    assert sleepers(1, 0) == on  # who slept was woken, and is frozen like the others
+    assert job.counters().under_oom
     job.change("pids", 9)
     assert tree.get(f"{payload}/{state}") == on
     job.change("memory", 128 * MIB)
     assert tree.get(f"{payload}/{state}") == off
+    assert not job.counters().under_oom
     assert sleepers(1, 1) == on
     job.hold_at_limit(False)
     assert tree.get(f"{payload}/{state}") == off
