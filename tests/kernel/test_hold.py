@@ -218,7 +218,9 @@ def test_a_raise_of_another_limit_leaves_nobody_held(
         f"""
         @hookimpl
         def on_memory_limit(job, event):
-            return RaiseLimit("{limit}", {to}) if not job.raised else RaiseLimit("memory", 2**28)
+            if not job.raised:
+                return RaiseLimit("{limit}", {to})
+            return RaiseLimit("memory", 2**28) if event.held else None
         """,
     )
     takes = "b = [bytes(1 << 16) + bytes([n % 256]) for n in range(60 << 4)]"
@@ -306,7 +308,8 @@ def test_two_hundred_megabytes_of_files_fit_into_32(
     """The file that is read is one hole: its pages come from no disk, but are cached as any."""
     record = tmp_path / "record.json"
     with disk(tmp_path) as where:
-        os.truncate(os.open(where / "big", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC), 200 * MIB)
+        with (where / "big").open("wb") as file:
+            file.truncate(200 * MIB)
         done = Supervise(tmp_state)(
             "run", "--memory", "32M", "--swap", "0", "--on-memory-limit", "raise:256M",
             "--mount", f"{where}:/data", "--record", record, "--", "sh", "-c", way,
