@@ -28,6 +28,7 @@ from benchmarks.spawn import ROOT, machine
 from supervisor.model import JobSpec, UserNamespace
 
 MAPPED = UserNamespace("map", 1 << 20, 65536)
+PLAIN = evolve(MAPPED, files="plain")
 
 
 def variants(spec: JobSpec) -> dict[str, JobSpec]:
@@ -39,9 +40,11 @@ def variants(spec: JobSpec) -> dict[str, JobSpec]:
         "seccomp": evolve(bare, seccomp="default"),
         'network = "none"': evolve(bare, network="none"),
         "user namespace": evolve(bare, user_namespace=MAPPED),
+        "user namespace, files not mapped": evolve(bare, user_namespace=PLAIN),
         "all three": evolve(spec, user_namespace=MAPPED),
         'root = "host", hide = "nothing"': evolve(host, hide=()),
         'root = "host"': host,
+        'root = "host", user namespace': evolve(host, user_namespace=MAPPED),
     }
 
 

@@ -133,6 +133,12 @@ class IdMounts:
             os.close(self._space)
 
 
+def maps_tmpfs(release: str | None = None) -> bool:
+    """Whether a tmpfs can be mapped: by the kernel's release, Linux 6.3 or newer."""
+    major, minor, *_ = [*(release or os.uname().release).split("-")[0].split("."), "0"]
+    return (int(major), int(minor)) >= (6, 3)
+
+
 def map_mount(tree: int, space: int, *, deep: bool) -> None:
     """Map a detached mount by the user namespace `space`.  Raises KernelError."""
     attributes = constants.MOUNT_ATTR_IDMAP

@@ -23,7 +23,7 @@ import stat
 from functools import cache
 from pathlib import Path
 
-from supervisor.container import mounts, space
+from supervisor.container import idmaps, mounts, space
 from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
 from supervisor.container.idmaps import By
@@ -406,7 +406,9 @@ class _Plan:
     def _covered(self) -> frozenset[str]:
         """What is hidden already in the launcher's view of the host's root, if that can be used."""
         covered = frozenset(self.facts.covered)
-        ready = self.facts.privileged and not self.in_userns and not self._needs_overlay()
+        ready = self.facts.privileged and not self.locked and not self._needs_overlay()
+        if self.given and self._by(self.base) == "mapped":
+            ready = ready and idmaps.maps_tmpfs()  # what covers is one
         fits = covered <= {*self.hidden} and not covered & {*self.opened}
         return covered if ready and fits and self.spec.root == "host" else frozenset()
 

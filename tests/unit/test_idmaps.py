@@ -79,3 +79,11 @@ def test_a_mount_is_tried_once_for_each_file_system(
     found.refusal(str(tmp_path), deep=True)
     assert tried == [str(tmp_path)] * 2
     found.close()
+
+
+@pytest.mark.parametrize(
+    ("release", "can"),
+    [("6.3.0", True), ("6.18.44-fc", True), ("7.0-rc1", True), ("6.2.9", False), ("5.14.0", False)],
+)
+def test_whether_a_tmpfs_can_be_mapped(release: str, can: bool) -> None:
+    assert idmaps.maps_tmpfs(release) is can
