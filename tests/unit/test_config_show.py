@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 from attrs import evolve
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from supervisor.front import example
@@ -131,6 +131,7 @@ jobs = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a job has many settings
 @given(st.lists(jobs, min_size=1, max_size=3, unique_by=lambda job: job.name))
 def test_any_job_reads_back_as_itself(specs):
     specs = [evolve(spec, group=group_of(spec.name)) for spec in specs]
