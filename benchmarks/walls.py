@@ -33,7 +33,7 @@ PLAIN = evolve(MAPPED, files="plain")
 
 def variants(spec: JobSpec) -> dict[str, JobSpec]:
     """By what they add to the first; the last two are pairs of their own."""
-    bare = evolve(spec, seccomp="unconfined", network="host")
+    bare = evolve(spec, seccomp="unconfined", network="host", landlock="off")
     host = evolve(bare, root="host", command=("/bin/true",), write="read-only")
     return {
         "the walls that are always there": bare,
@@ -45,6 +45,7 @@ def variants(spec: JobSpec) -> dict[str, JobSpec]:
         'root = "host", hide = "nothing"': evolve(host, hide=()),
         'root = "host"': host,
         'root = "host", user namespace': evolve(host, user_namespace=MAPPED),
+        'root = "host", Landlock': evolve(host, landlock="require"),
     }
 
 
@@ -55,8 +56,9 @@ async def sample(root: Path, work: Path, rounds: int, account: Account) -> Sampl
     """Seconds from start to exit, and of CPU, of each job."""
     async with ours.opened(root, work) as bench:
         benches = {name: replace(bench, spec=one) for name, one in variants(bench.spec).items()}
-        first = next(iter(benches.values()))
-        benches["the first without a rule for devices"] = replace(first, confined=False)
+        always, first = next(iter(benches.items()))
+        plain = {"the same, no rule for devices": replace(first, confined=False)}
+        benches = {always: first, **plain, **benches}
         found: Samples = {name: [] for name in benches}
         for number in range(-measure.WARM_UP, rounds):
             for place, (name, one) in enumerate(benches.items()):

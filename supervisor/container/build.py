@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from supervisor.cgroup.api import Entry
-from supervisor.container import host, idmaps, rootfs, seccomp, users
+from supervisor.container import host, idmaps, landlock, rootfs, seccomp, users
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
 from supervisor.linux import caps
@@ -69,6 +69,7 @@ def request(
         ambient=_ambient(spec) if identity.uid else (),
         rlimits=_rlimits(spec, facts),
         oom_score_adj=spec.oom_score_adj,
+        landlock=landlock.restriction(spec),
         filters=seccomp.programs(spec.seccomp, allowed),
         working_dir=spec.working_dir,
     )
@@ -194,6 +195,8 @@ def _describe_rest(request: Request) -> Iterator[str]:
         kept = " ".join(caps.NAMES[number].lower() for number in request.ambient)
         yield f"payload: ambient capabilities: {kept}"
     yield f"payload: PR_SET_NO_NEW_PRIVS, chdir {request.working_dir}"
+    if request.landlock is not None:
+        yield "payload: " + landlock.describe(request.landlock)
     for program in request.filters:
         yield f"payload: PR_SET_SECCOMP, a filter of {len(program) // 8} instructions"
     argv = shlex.join(os.fsdecode(word) for word in request.argv)

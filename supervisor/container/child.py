@@ -14,7 +14,7 @@ import os
 import stat
 
 from supervisor.container import protocol
-from supervisor.linux import caps, constants, syscalls
+from supervisor.linux import caps, constants, landlock, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _IFREQ_LO = (
 )
 _NULL = os.makedev(1, 3)
 _ELOOP = 40
+_EBADFD = 77
 ALL_SIGNALS = frozenset(range(1, 65)) - {32, 33}
 """The two between are glibc's own."""
 _NO_SIGNALS: frozenset[int] = frozenset()
@@ -188,6 +189,7 @@ def run_payload(
     _guard("payload_cgroup", syscalls.unshare, constants.CLONE_NEWCGROUP)
     os.setsid()
     _take_streams(streams, errors)
+    ruleset = -1 if request.landlock is None else _ruleset(request.landlock)
     for resource, soft, hard in request.rlimits:
         _guard("rlimits", syscalls.setrlimit, resource, soft, hard)
     _guard("keyring", syscalls.new_session_keyring)
@@ -205,6 +207,8 @@ def run_payload(
     except OSError as error:
         raise StageError("working_dir", error, request.working_dir) from None
     _signal.pthread_sigmask(_signal.SIG_SETMASK, _NO_SIGNALS)
+    if ruleset >= 0:
+        _guard("landlock", landlock.restrict_self, ruleset)
     for program in request.filters:
         _guard("seccomp", syscalls.install_filter, program)
     _exec(request)
@@ -238,6 +242,40 @@ def _own_null(number: int) -> None:
         raise OSError(_ELOOP, "", "/dev/null")
     os.dup2(fd, number)
     os.close(fd)
+
+
+def _ruleset(restriction: tuple[int, int, tuple[tuple[str, int], ...]]) -> int:
+    """While the user can still reach what he is to write to.  Close-on-exec.
+
+    What he cannot reach even now he keeps no right to.
+    """
+    files, scoped, places = restriction
+    path = ""
+    try:
+        ruleset = landlock.create_ruleset(files, scoped)
+        for path, rights in places:
+            try:
+                landlock.allow_path(ruleset, path, rights)
+            except PermissionError:
+                continue
+        path = "standard streams"
+        if files:
+            _allow_streams(ruleset, files & landlock.OF_FILES)
+    except OSError as error:
+        raise StageError("landlock", error, path) from None
+    return ruleset
+
+
+def _allow_streams(ruleset: int, rights: int) -> None:
+    """A log or a terminal lies outside of the job's root, and is opened again as /dev/stderr."""
+    for fd in (0, 1, 2):
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISCHR(mode):
+            try:
+                landlock.allow(ruleset, fd, rights)
+            except OSError as error:
+                if error.errno != _EBADFD:  # a memfd, which is open to all
+                    raise
 
 
 def _set_oom_score_adj(request: Request, value: int) -> None:

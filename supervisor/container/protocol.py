@@ -52,6 +52,7 @@ STAGES = (
     "user",
     "capabilities",
     "working_dir",
+    "landlock",
     "seccomp",
     "exec",
 )
@@ -80,6 +81,7 @@ class Request:
     capabilities    all it may ever have; `ambient`: those it keeps as a user who is not root
     rlimits         (number, soft, hard) of each
     oom_score_adj   or None to leave it
+    landlock        rights to files that are given up, scopes, (path, rights left) pairs; or None
     filters         BPF programs of seccomp(2), in the order of their installation
     """
 
@@ -96,6 +98,7 @@ class Request:
         "hostname",
         "init_dir",
         "init_files",
+        "landlock",
         "loopback",
         "map_helpers",
         "oom_score_adj",
@@ -134,6 +137,7 @@ class Request:
     ambient: tuple[int, ...]
     rlimits: tuple[tuple[int, int, int], ...]
     oom_score_adj: int | None
+    landlock: tuple[int, int, tuple[tuple[str, int], ...]] | None
     filters: tuple[bytes, ...]
     working_dir: str
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from errno import EROFS
+from errno import EACCES, EROFS
 from pathlib import Path
 
 from supervisor.errors import SupervisorError
 from supervisor.front.doctor_trial import Check, attempt
 from supervisor.linux import constants as c
-from supervisor.linux import syscalls
+from supervisor.linux import landlock, syscalls
 
 NAMESPACES: tuple[tuple[str, int, bool], ...] = (
     ("pid", c.CLONE_NEWPID, True),
@@ -47,6 +47,7 @@ def checks() -> list[Callable[[], Check]]:
         recursive_read_only,
         overlay,
         seccomp,
+        second_wall,
         kernel_log,
         pressure,
     ]
@@ -226,6 +227,36 @@ def seccomp() -> Check:
     except OSError as error:
         fix = "a kernel with CONFIG_SECCOMP_FILTER"
         return Check("seccomp", "unavailable", f"{path}: {error.strerror}", fix)
+
+
+def second_wall() -> Check:
+    """Landlock: a process that has given up writing writes no more."""
+    version = landlock.version()
+    fix = "not needed; a kernel from 5.19 on with CONFIG_SECURITY_LANDLOCK, and landlock in lsm="
+    if version < landlock.REFER_SINCE:
+        what = f"version {version}, of no use before {landlock.REFER_SINCE}"
+        return Check("Landlock", "unavailable", what if version else "the kernel has none", fix)
+    outcome = attempt(_give_up_writing)
+    if outcome.failure:
+        return Check("Landlock", "unavailable", outcome.failure, fix)
+    if outcome.value != EACCES:
+        return Check("Landlock", "unavailable", "a write that was given up was not refused", fix)
+    told = f"version {version}: a write that was given up was refused"
+    if version < landlock.SCOPES_SINCE:
+        return Check("Landlock", "accounted only", f"{told}; no scopes before Linux 6.12", fix)
+    return Check("Landlock", "enforced", told)
+
+
+def _give_up_writing() -> int:
+    """The errno of opening a file for writing then, 0 if it goes."""
+    syscalls.prctl(c.PR_SET_NO_NEW_PRIVS, 1)
+    ruleset = landlock.create_ruleset(landlock.WRITE_FILE, 0)
+    landlock.restrict_self(ruleset)
+    try:
+        os.close(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def kernel_log() -> Check:

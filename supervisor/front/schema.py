@@ -334,6 +334,10 @@ JOB = Table((
                             "default|log|unconfined|PATH"),
             "Which system calls it may make; `log` lets all through and has the kernel log those "
             "that `default` refuses.", '"default"', '"./profile.json"', "seccomp"),
+    Setting("landlock", _words("auto", "require", "off"),
+            "Whether Landlock, too, keeps it from writing but where it may, and with the host's "
+            "network from the host's abstract sockets: where the kernel can, or else no start, or "
+            "never.", '"auto"', '"require"', "landlock"),
     Setting("oom_score_adj", _whole(-1000, 1000),
             "How readily the kernel kills it when the whole host is short of memory.", "200",
             "500", "oom-score-adj"),

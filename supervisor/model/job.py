@@ -241,6 +241,7 @@ class JobSpec:
     user_namespace: UserNamespace = UserNamespace()
     capabilities: Capabilities = Capabilities()
     seccomp: str = "default"
+    landlock: Literal["auto", "require", "off"] = "auto"
     rlimits: Rlimits = Rlimits()
     oom_score_adj: int | None = OOM_SCORE_ADJ
     time_offset: float | None = None

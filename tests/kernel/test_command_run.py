@@ -121,6 +121,7 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "cap-drop": (("--cap-drop", "ALL"), "grep CapEff /proc/self/status | cut -f 2",
                  "0000000000000000"),
     "seccomp": (("--seccomp", "unconfined"), "grep Seccomp: /proc/self/status | cut -f 2", "0"),
+    "landlock": (("--landlock", "off"), "echo ok", "ok"),
     "rlimit-core": (("--rlimit-core", "0"), "ulimit -c", "0"),
     "rlimit-fsize": (("--rlimit-fsize", "1M"), "ulimit -f", "2048"),
     "rlimit-memlock": (("--rlimit-memlock", "64K"), "ulimit -l", "64"),

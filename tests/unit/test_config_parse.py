@@ -277,6 +277,7 @@ timeout = "soon"
         ("limits.output = '-1'", "limits.output", 'a size like "512M"'),
         ("schedule = ''", "schedule", "not available in this version"),
         ("seccomp = ''", "seccomp", 'not ""'),
+        ("landlock = true", "landlock", '"auto" or "require" or "off"'),
         ("seccomp = 'strict'", "seccomp", '"default", "log", "unconfined", or a path'),
         ("capabilities.add = ['NET_ROW']", "capabilities.add[0]", 'did you mean "NET_RAW"?'),
         (

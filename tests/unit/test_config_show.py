@@ -94,6 +94,7 @@ jobs = st.builds(
     hide=st.sampled_from([HIDDEN, (), (*HIDDEN, "/srv/x y")]),
     capabilities=st.sampled_from([Capabilities(), Capabilities(("NET_RAW",), ("ALL",))]),
     seccomp=st.just("log") | paths,
+    landlock=st.sampled_from(["auto", "require", "off"]),
     rlimits=st.builds(Rlimits, core=maybe(sizes), nproc=maybe(st.integers(1, 9))),
     oom_score_adj=st.integers(-1000, 1000),
     mounts=st.lists(st.builds(Mount, paths, paths, st.booleans()), max_size=1).map(tuple),
