@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from supervisor.linux import landlock
 from tests.support.command import State, Supervise
-from tests.support.containers import Ended, after, python, run_jobs
+from tests.support.containers import Ended, python, run_jobs
 
 VERSION = landlock.version()
 
@@ -122,21 +123,54 @@ def test_a_root_that_became_writable_is_not_written_to(look: Run, open_directory
     assert (open_directory / "old").read_text() == "old"
 
 
-@pytest.mark.parametrize(("setting", "made"), [("auto", False), ("off", True)])
-def test_a_directory_of_the_host_in_its_hands_is_not_written_to(
-    tmp_state: State, open_directory: Path, setting: str, made: bool
-) -> None:
-    """Standard input is one: what a leaked descriptor would be (CVE-2024-21626)."""
-    descriptor = os.open(open_directory, os.O_RDONLY | os.O_DIRECTORY)
-    script = "echo seen; cat /proc/self/fd/0/old; echo bad > /proc/self/fd/0/new"
-    flags = ("--landlock", setting, "--", "sh", "-c", script)
+@pytest.fixture
+def handed(open_directory: Path) -> Iterator[Path]:
+    """A socket of the host's that hands an open directory to whoever connects, once."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sv-sock-", dir="/var/tmp") as where,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        listener.bind(f"{where}/socket")
+        listener.listen()
+        listener.settimeout(60)
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            directory = os.open(open_directory, os.O_RDONLY | os.O_DIRECTORY)
+            with client:
+                socket.send_fds(client, [b"."], [directory])
+            os.close(directory)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield Path(where)
+        thread.join()
+
+
+def receive_and_write() -> list[Any]:
+    """Take the descriptor, read by it, and write: what was read, the errno of writing."""
+    import os
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect("/service/socket")
+        _, (directory,), _, _ = socket.recv_fds(one, 1, 1)
+    with open(os.open("old", os.O_RDONLY, dir_fd=directory)) as file:  # noqa: PTH123
+        read = file.read()
     try:
-        done = after(tmp_state, [], "run", *flags, stdin=descriptor)
-    finally:
-        os.close(descriptor)
-    assert done.stdout == "seen\nold", done
-    assert (open_directory / "new").exists() is made, done
-    assert ("Permission denied" in done.stderr) is not made, done
+        os.close(os.open("new", os.O_WRONLY | os.O_CREAT, dir_fd=directory))
+    except OSError as error:
+        return [read, error.errno]
+    return [read, 0]
+
+
+@pytest.mark.parametrize(("setting", "told"), [("auto", errno.EACCES), ("off", 0)])
+def test_a_directory_of_the_host_in_its_hands_is_not_written_to(
+    look: Run, handed: Path, setting: str, told: int
+) -> None:
+    """Whoever handed it over: a service, or a mistake of ours (CVE-2024-21626)."""
+    ended = look(receive_and_write, landlock=setting, mounts=[f"{handed}:/service:ro"])
+    assert ended.told == ["old", told]
 
 
 def again() -> str:
