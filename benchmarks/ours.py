@@ -27,6 +27,7 @@ from supervisor.container.rootfs import Layers
 from supervisor.container.spawn import Launcher, Streams, open_launcher
 from supervisor.model import JobSpec, Limits
 from supervisor.record import exit_record
+from supervisor.supervise.network import Connection, Network, Place
 from supervisor.supervise.reaper import Child, ExitStatus, Lost, Reaper
 
 
@@ -40,6 +41,7 @@ class Bench:
     host: Host
     launcher: Launcher
     reaper: Reaper
+    network: Network
     confined: bool = True
     """Whether the cgroup has a rule about devices."""
 
@@ -51,7 +53,7 @@ class Bench:
             cgroup.apply(self.spec.limits)
             if self.confined:
                 cgroup.confine(devices.rules(self.spec))
-            ended = await self._run(name, cgroup, record)
+            ended = await self._connected(name, cgroup, record)
             found = exit_record.read(record)
         finally:
             cgroup.remove()
@@ -59,16 +61,31 @@ class Bench:
         if not isinstance(found, exit_record.ExitRecord) or found.status:
             raise RuntimeError(f"job {name}: {found}, its init {ended}")
 
-    async def _run(self, name: str, cgroup: JobCgroup, record: Path) -> ExitStatus | Lost:
+    async def _connected(self, name: str, cgroup: JobCgroup, record: Path) -> ExitStatus | Lost:
+        if self.spec.network != "bridge":
+            return await self._run(self.spec, name, cgroup, record)
+        async with self.network.seat(self.spec, name) as connection:
+            return await self._run(connection.spec, name, cgroup, record, connection)
+
+    async def _run(
+        self,
+        spec: JobSpec,
+        name: str,
+        cgroup: JobCgroup,
+        record: Path,
+        connection: Connection | None = None,
+    ) -> ExitStatus | Lost:
         output = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         streams = Streams(measure.NOTHING, measure.NOTHING, measure.NOTHING, output)
         try:
             facts = self.host.facts()
-            request = build.request(self.spec, name, cgroup.entry, facts, Layers(None))
+            request = build.request(spec, name, cgroup.entry, facts, Layers(None))
             container = await self.launcher.start(request, streams)
         finally:
             os.close(output)
         try:
+            if connection is not None:
+                await connection.connect(container)
             await container.started()
             return await self.reaper.wait_init(container.pidfd)
         finally:
@@ -88,12 +105,21 @@ async def opened(root: Path, work: Path) -> AsyncIterator[Bench]:
 
     try:
         hidden = rootfs.coverable(host.facts())
-        async with open_launcher(start, work / "launcher", hidden=hidden) as launcher:
+        async with (
+            open_launcher(start, work / "launcher", hidden=hidden) as launcher,
+            trio.open_nursery() as nursery,
+        ):
             host.cover(hidden)
-            yield Bench(spec, work, cgroups, host, launcher, reaper)
+            network = Network(Place(work, None, None), (spec,), nursery, _say_nothing)
+            yield Bench(spec, work, cgroups, host, launcher, reaper, network)
+            await network.close()
     finally:
         cgroups.close()
         host.close()
+
+
+def _say_nothing(_event: str, **_fields: object) -> None:
+    """There is no event log here."""
 
 
 def containers(work: Path, jobs: int, at_a_time: int, account: Account) -> Block:

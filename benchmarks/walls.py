@@ -25,6 +25,7 @@ from attrs import evolve
 from benchmarks import accounting, measure, ours, peers
 from benchmarks.accounting import Account
 from benchmarks.spawn import ROOT, machine
+from supervisor.linux import nft
 from supervisor.model import JobSpec, UserNamespace
 
 MAPPED = UserNamespace("map", 1 << 20, 65536)
@@ -39,6 +40,7 @@ def variants(spec: JobSpec) -> dict[str, JobSpec]:
         "the walls that are always there": bare,
         "seccomp": evolve(bare, seccomp="default"),
         'network = "none"': evolve(bare, network="none"),
+        **({'network = "bridge"': evolve(bare, network="bridge")} if nft.program() else {}),
         "user namespace": evolve(bare, user_namespace=MAPPED),
         "user namespace, files not mapped": evolve(bare, user_namespace=PLAIN),
         "all three": evolve(spec, user_namespace=MAPPED),
@@ -84,8 +86,8 @@ def table(found: Samples) -> str:
 
 
 def sampled(work: Path, rounds: int, account: Account) -> Samples:
-    """`sample` in a process of its own, which alone is accounted."""
-    own = [sys.executable, "-m", "benchmarks.walls", "--rounds", str(rounds)]
+    """`sample` in a process of its own, which alone is accounted; no bridge is the host's."""
+    own = ["unshare", "--net", sys.executable, "-m", "benchmarks.walls", "--rounds", str(rounds)]
     argv = [*own, "--sample", str(work), account.name]
     done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -298,3 +298,17 @@ def mounts(
 
 
 FILES = {"hosts": "/etc/hosts", "resolv": "/etc/resolv.conf"}
+
+
+def describe(spec: JobSpec, runtime: str, run: str) -> Iterator[str]:
+    """What `supervise plan` says of a job on the bridge; N is its lease."""
+    bridge = bridge_of(tag_of(runtime))
+    yield f"the first on it: ip link add {bridge} type bridge, nft table inet {table_of(bridge)}"
+    for port in spec.ports:
+        if port.protocol == "tcp":
+            yield f"listen on {port.address or '*'}:{port.outside}, for the host itself"
+    for name, path in FILES.items():
+        yield f"write {runtime}/net/{run}.{name}, to be bound over {path}"
+    yield f"once it is cloned: nft adds what it may do (egress, reach, ports) to {table_of(bridge)}"
+    yield f"ip link add {bridge}-N type veth peer {INSIDE} in its namespace, master {bridge}"
+    yield f"its port isolated and locked; {INSIDE}: address, default route; then GO to the init"

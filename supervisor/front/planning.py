@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, devices, host, idmaps, rootfs
+from supervisor.container import build, devices, host, idmaps, network, rootfs
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.rootfs import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
@@ -143,6 +143,8 @@ class _Planner:
         yield from rehearsed.lines[_until_run(rehearsed, run) :]
         yield from map(_watch, rehearsed.notifications)
         yield from map(_await, rehearsed.sources)
+        if spec.network == "bridge":
+            yield from network.describe(spec, str(self.settings.runtime), run)
         yield from self._container(spec, run, rehearsed)
 
     def _mapped(self, spec: JobSpec) -> JobSpec:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.container import launcher, protocol, spawn
+from supervisor.container import child, launcher, protocol, spawn
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
 
@@ -182,6 +182,39 @@ def test_a_cgroup_that_refuses_says_the_way_out(stage, number, way_out):
     text = str(spawn.spawn_error(stage, number, "/sys/fs/cgroup/x", "clone3"))
     assert text.startswith(f"{stage}: /sys/fs/cgroup/x: {os.strerror(number)} (clone3) (")
     assert way_out in text
+
+
+def test_a_job_waits_until_its_network_is_there(pair: Pair):
+    ours, theirs = pair
+    container = spawn.Container(0, os.open("/dev/null", os.O_RDONLY), ours)
+    assert not container.has_news()
+    container.go()
+    child.await_network(theirs.fileno())
+    assert not container.has_news()
+    theirs.send(protocol.pack(protocol.FAILED, "mounts", 2, "/x", ""))
+    theirs.close()
+    container.go()  # to who has died: what it has said is still to be read
+    assert container.has_news()
+    container.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (protocol.pack(protocol.STARTED), "is not one of go"),
+        (b"nonsense", "error"),
+        (None, "the supervisor has given the job up"),
+    ],
+)
+def test_without_the_word_of_the_supervisor_nothing_starts(pair: Pair, said, text):
+    ours, theirs = pair
+    if said is not None:
+        ours.send(said)
+    ours.close()
+    with pytest.raises(child.StageError) as error:
+        child.await_network(theirs.fileno())
+    assert error.value.stage == "network"
+    assert text in error.value.text.lower()
 
 
 def test_too_few_descriptors_are_refused(pair: Pair):

@@ -183,6 +183,17 @@ def test_an_overlay_has_its_directories(plan: Plan, tmp_path: Path) -> None:
         at(overlay, f"mkdir {runs}/upper {runs}/work")
 
 
+def test_a_bridge_is_told_of_and_what_the_job_waits_for(plan: Plan) -> None:
+    lines = plan('command = "true"\nnetwork = "bridge"\nports = ["8080:80"]\n')
+    at = [
+        next(n for n, line in enumerate(lines) if part in line)
+        for part in ("type bridge, nft table inet supervise_", "listen on *:8080",
+                     ".hosts, to be bound over /etc/hosts", "type veth peer eth0", "clone3 ",
+                     "init: wait until the supervisor has connected it")
+    ]  # fmt: skip
+    assert at == sorted(at)
+
+
 def test_a_script_stays_one_line(plan: Plan) -> None:
     at(plan('script = "a\\nb"'), "payload: execve /bin/sh -eu", "⏎")
 
