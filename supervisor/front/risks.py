@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from supervisor.model.job import JobSpec, Mount
+from supervisor.model.job import Device, JobSpec, Mount
 
 POWERFUL = {
     "ALL": "everything that root may do",
@@ -33,6 +33,12 @@ SOCKETS = ("containerd.sock", "crio.sock", "docker.sock", "podman.sock", "privat
 """Names of sockets whose services do for a client what root can do."""
 
 
+MEMORY = ("/dev/kmem", "/dev/mem", "/dev/port")
+DISKS = ("/dev/disk/", "/dev/dm-", "/dev/hd", "/dev/mapper/", "/dev/md", "/dev/mmcblk",
+         "/dev/nvme", "/dev/sd", "/dev/vd", "/dev/xvd")  # fmt: skip
+"""What names of disks begin with."""
+
+
 def risks(jobs: Iterable[JobSpec]) -> list[str]:
     """A line for each danger, with the names of the jobs that run it."""
     found: dict[str, list[str]] = {}
@@ -51,8 +57,8 @@ def _of(job: JobSpec) -> Iterator[str]:
         yield 'seccomp = "log": it may make every system call; they are only logged'
     if job.network == "host" and is_root:
         yield (
-            'network = "host" as root: the host\'s abstract sockets, its loopback services and '
-            "its ports below 1024 are open to it"
+            'network = "host" as root: the host\'s loopback services and its ports below 1024 '
+            "are open to it, and without Landlock (before Linux 6.12) its abstract sockets"
         )
     if not mapped:
         for name in job.capabilities.add:
@@ -60,8 +66,19 @@ def _of(job: JobSpec) -> Iterator[str]:
                 yield f"capabilities.add = {name}: {POWERFUL[name]}"
     if is_root and not job.hide and job.root == "host":
         yield 'hide = "nothing" as root: it reads every home directory and secret of the host'
+    for device in job.devices:
+        yield from _of_device(device)
     for mount in job.mounts:
         yield from _of_mount(mount, is_root=is_root)
+
+
+def _of_device(device: Device) -> Iterator[str]:
+    name = os.path.normpath(device.path)
+    if name in MEMORY:
+        yield f"devices has {name}: the host's memory or ports, past every wall"
+    elif name.startswith(DISKS):
+        what = "writes past every file system" if "w" in device.access else "reads every file of it"
+        yield f"devices has {name}: if that is a disk of the host's, the job {what}"
 
 
 def _of_mount(mount: Mount, *, is_root: bool) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from supervisor.front.risks import risks
-from supervisor.model.job import Capabilities, JobSpec, Mount, UserNamespace
+from supervisor.model.job import Capabilities, Device, JobSpec, Mount, UserNamespace
 
 MAPPED = UserNamespace("map", 200000, 65536)
 
@@ -22,6 +22,9 @@ MAPPED = UserNamespace("map", 200000, 65536)
         ({"capabilities": Capabilities(add=("SYS_ADMIN",))}, "SYS_ADMIN: mounts"),
         ({"capabilities": Capabilities(add=("ALL",)), "user": "nobody"}, "everything"),
         ({"hide": ()}, "every home directory"),
+        ({"devices": (Device("/dev/sda1", "/dev/sda1"),)}, "writes past every file system"),
+        ({"devices": (Device("/dev/nvme0n1", "/d", "r"),)}, "reads every file of it"),
+        ({"devices": (Device("/dev//mem", "/dev/mem", "r"),)}, "the host's memory"),
         ({"mounts": (Mount("/", "/host"),)}, "mounts / writable as root"),
         ({"mounts": (Mount("/etc/", "/e"),)}, "mounts /etc writable"),
         ({"mounts": (Mount("/var/run/docker.sock", "/d", read_only=True),)}, "as good as root"),
@@ -42,6 +45,7 @@ def test_a_hole_is_told(settings: dict[str, Any], told: str) -> None:
         {"capabilities": Capabilities(add=("NET_RAW",))},
         {"capabilities": Capabilities(add=("SYS_ADMIN",)), "user_namespace": MAPPED},
         {"hide": (), "user": "nobody"},
+        {"devices": (Device("/dev/fuse", "/dev/fuse"), Device("/dev/kvm", "/dev/kvm"))},
         {"hide": (), "root": "/srv/x"},
         {"mounts": (Mount("/etc", "/e", read_only=True), Mount("/srv/data", "/data"))},
         {"mounts": (Mount("/etc", "/e"),), "user": "nobody"},
