@@ -208,15 +208,31 @@ class Mount(Operation):
     def execute(self, context: Context) -> None:
         at = context.open(self.target)
         try:
-            os.fchdir(at)
-        finally:
-            os.close(at)
-        try:
-            syscalls.mount(self.fstype, ".", self.fstype, self.flags, self.data)
+            self._mount(at)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.target) from None
+        finally:
+            os.close(at)
         if context.old_root >= 0 and self.target in HELD:
             context.hold(self.target)
+
+    def _mount(self, at: int) -> None:
+        try:
+            os.fchdir(at)
+        except PermissionError:
+            self._move(at)
+        else:
+            syscalls.mount(self.fstype, ".", self.fstype, self.flags, self.data)
+
+    def _move(self, at: int) -> None:
+        """On a directory that is closed to root of this user namespace, by way of our own /tmp."""
+        syscalls.mount(self.fstype, "/tmp", self.fstype, self.flags, self.data)
+        fd = syscalls.open_tree("/tmp", recursive=False)
+        try:
+            syscalls.umount("/tmp")
+            syscalls.move_mount(fd, at)
+        finally:
+            os.close(fd)
 
 
 class OpenTree(Operation):
