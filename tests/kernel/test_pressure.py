@@ -165,7 +165,7 @@ def thrasher(big: str, settings: str) -> str:
     command = json.dumps(["python3", "-I", "-S", "-c", THRASH.format(path=big)])
     limit = min(16 * MIB, os.path.getsize(big) // 2)
     return f"[jobs.thrash]\ncommand = {command}\ntimeout = '90s'\n{settings}\n" + (
-        f"limits.memory = {limit}\npressure.memory = '1%'\n"
+        f"limits.memory = {limit}\npressure.memory = '1%'\nhide = 'nothing'\n"
     )
 
 
