@@ -1,7 +1,7 @@
 """What the doctor tries of the kernel but for limits: namespaces, mounts, clone, kernel log.
 
 Each check is a function that returns `Check`s; every mount is made inside the mount namespace
-of a trial's own process.  May import: `errors`, `linux`.
+of a trial's own process.  May import: `errors`, `linux`, `container.network`, `container.firewall`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from supervisor.errors import SupervisorError
 from supervisor.front.doctor_trial import Check, attempt
 from supervisor.linux import constants as c
-from supervisor.linux import landlock, syscalls
+from supervisor.linux import landlock, nft, syscalls
 
 NAMESPACES: tuple[tuple[str, int, bool], ...] = (
     ("pid", c.CLONE_NEWPID, True),
@@ -47,6 +47,7 @@ def checks() -> list[Callable[[], Check]]:
         recursive_read_only,
         overlay,
         seccomp,
+        bridge,
         second_wall,
         kernel_log,
         pressure,
@@ -217,6 +218,37 @@ def _overlaid() -> None:
 def _initial_user_namespace() -> bool:
     """All ids mapped one to one: user_namespaces(7), /proc/self/uid_map."""
     return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+
+
+def bridge() -> Check:
+    """`network = "bridge"`: its interfaces and rules, in a network namespace of their own."""
+    name = "network bridge"
+    if nft.program() is None:
+        return Check(name, "unavailable", "nft is not installed", nft.HINT)
+    outcome = attempt(_bridged, BRIDGE_TIME)
+    if outcome.failure or outcome.timed_out:
+        why = outcome.failure or f"no answer within {BRIDGE_TIME:g} s"
+        return Check(
+            name, "unavailable", why, "as root, with bridge, veth and nf_tables (modprobe)"
+        )
+    return Check(name, "enforced", "a bridge, and the rules of jobs on it")
+
+
+BRIDGE_TIME = 10.0
+"""Seconds: it imports pyroute2."""
+
+
+def _bridged() -> None:
+    from ipaddress import IPv4Network
+
+    from supervisor.container import firewall, network
+    from supervisor.linux import netlink
+
+    syscalls.unshare(c.CLONE_NEWNET)
+    plan = network.Plan("d0c70000", IPv4Network("10.0.0.0/24"))
+    netlink.make_bridge(plan.bridge, plan.mac, "", plan.addresses)
+    nft.apply(firewall.table_text(plan))
+    nft.apply(firewall.Opening(plan, plan.seat(2), egress=(), rate=1 << 20).added())
 
 
 def seccomp() -> Check:

@@ -51,6 +51,16 @@ def nothing_is_left(pid: int) -> None:
     assert left == []
 
 
+@pytest.mark.qemu
+def test_a_bridge_is_tried_where_nobody_else_sees_it():
+    before = Path("/proc/net/dev").read_text().count(":")
+    found = alone("""
+        show([doctor_kernel.bridge()])
+        """)
+    assert found["network bridge"][0] == "enforced", found
+    assert Path("/proc/net/dev").read_text().count(":") == before
+
+
 def test_what_holds_is_called_enforced():
     found = alone("show(doctor.run())")
     for name in (
