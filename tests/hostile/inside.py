@@ -1,10 +1,10 @@
-"""Runs in a job, or outside of one for comparison: attempts, each in a process of its own.
+"""Runs in a job, or outside of one for comparison: attempts, one after the other.
 
 An attempt is a function that raises OSError where it is refused and returns where it got through.
 None does harm where it gets through: it opens what it would write to, and writes nothing.
 
-    main("escapes", "kernel")   runs the attempts of these modules and prints what they came to
-                                as JSON: the name of the errno, "through", or the signal's name
+    main(("escapes", "kernel"))   runs the attempts of these modules and prints what they came to
+                                  as JSON: the name of the errno, "through", or the signal's name
 
 Loaded by `python -I -S`: the standard library only.
 """
@@ -27,6 +27,8 @@ PATIENCE = 20
 """Seconds; an attempt that hangs is ended as SIGALRM."""
 
 ATTEMPTS: dict[str, Callable[[], object]] = {}
+ALONE: set[str] = set()
+"""Those that change or end the process that makes them, even where they are refused."""
 
 _X86_64 = {
     "clone": 56, "keyctl": 250, "add_key": 248, "bpf": 321, "perf_event_open": 298,
@@ -50,6 +52,12 @@ def attempt(function: Callable[[], object]) -> Callable[[], object]:
     """Put it on the list, under its own name."""
     ATTEMPTS[function.__name__] = function
     return function
+
+
+def alone(function: Callable[[], object]) -> Callable[[], object]:
+    """The same, to be made by a process of its own in any case."""
+    ALONE.add(function.__name__)
+    return attempt(function)
 
 
 def call(name: str, *arguments: Any) -> int:
@@ -107,9 +115,14 @@ def _word(function: Callable[[], object]) -> str:
     return THROUGH
 
 
-def main(*modules: str) -> None:
+def main(modules: tuple[str, ...], *, apart: bool) -> None:
+    """`apart`: each attempt by a process of its own, as it may well go through."""
     package = __name__.rpartition(".")[0]
     for module in modules:
         importlib.import_module(f"{package}.{module}")
     names = sys.argv[1:] or list(ATTEMPTS)
-    print(json.dumps({name: outcome(ATTEMPTS[name]) for name in names}), flush=True)
+    own = set(names) if apart else ALONE
+    found = {
+        name: outcome(ATTEMPTS[name]) if name in own else _word(ATTEMPTS[name]) for name in names
+    }
+    print(json.dumps(found), flush=True)

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.support import host
 from tests.support.containers import PYTHON
 
 HERE = Path(__file__).parent
@@ -23,22 +24,25 @@ OPEN: dict[str, Any] = {
 """A job whose walls have been taken down: what goes through here was a real attempt."""
 
 
-def attempts(top: Path, *modules: str, only: tuple[str, ...] = ()) -> list[str]:
+def attempts(
+    top: Path, modules: tuple[str, ...], *, apart: bool, only: tuple[str, ...] = ()
+) -> list[str]:
     """The command that runs the attempts of `modules` (or `only` some), with hostile/ in `top`."""
-    words = ", ".join(map(repr, modules))
     code = f"import sys; sys.path.insert(0, {str(top)!r})\nfrom hostile.inside import main\n"
-    return [PYTHON, "-I", "-S", "-B", "-c", f"{code}main({words})", *only]
+    call = f"main({modules!r}, apart={apart})"
+    return [PYTHON, "-I", "-S", "-B", "-c", code + call, *only]
 
 
-def job(*modules: str, **settings: Any) -> dict[str, Any]:
+def job(modules: tuple[str, ...], **settings: Any) -> dict[str, Any]:
     """A job that runs the attempts of `modules`."""
-    command = attempts(Path("/run"), *modules)
-    return {"command": command, "mounts": [MOUNT], "timeout": "60s", **settings}
+    command = attempts(Path("/run"), modules, apart="capabilities" in settings)
+    patience = f"{60 * host.SLOWNESS}s"
+    return {"command": command, "mounts": [MOUNT], "timeout": patience, **settings}
 
 
 def on_the_host(modules: tuple[str, ...], names: tuple[str, ...]) -> dict[str, str]:
     """The same attempts outside of any job."""
-    argv = attempts(HERE.parent, *modules, only=names)
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    argv = attempts(HERE.parent, modules, apart=True, only=names)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found

@@ -85,7 +85,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "name": {"command": [f"/{ESCAPE}"]},
     "lines": {"command": ["/no\n12:00:00 other ended: succeeded after 0.01s"]},
     "bytes": {"command": ["/no/\u202egnp.exe"]},
-    "environment": support.job("escapes", **support.OPEN) | {
+    "environment": support.job(("escapes",), **support.OPEN) | {
         "command": [PYTHON, "-I", "-S", "-c", "print(open('/proc/1/environ').read(), end='')"],
     },
 }  # fmt: skip
