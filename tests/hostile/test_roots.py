@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from supervisor.supervise.instance import sealed
+from tests.support import host
 from tests.support.command import State
 from tests.support.containers import PYTHON, after, run_jobs
 
@@ -125,9 +126,14 @@ def test_a_working_directory_that_is_a_descriptor(tmp_state: State, root: Path):
     """CVE-2024-21626: a directory of the host that was left open, by number or by link."""
     numbered(root)
     job = {"command": ["/bin/pwd"], "root": root}
-    jobs = {f"{way}{number}": job | {"working_dir": f"{top}{number}"}
-            for number in DESCRIPTORS for way, top in (("link", "/fd"), ("fd", "/proc/self/fd/"))
-            }  # fmt: skip
+    ways = {"fd": "/proc/self/fd/", "link": "/fd"}
+    if host.in_guest():
+        del ways["link"]  # half a second for each start
+    jobs = {
+        f"{way}{number}": job | {"working_dir": f"{top}{number}"}
+        for number in DESCRIPTORS
+        for way, top in ways.items()
+    }
     found = run_jobs(tmp_state, jobs)
     assert {name for name, ended in found.items() if ended.reason != "start_failed"} == set()
     assert {ended.failure[0] for ended in found.values()} == {"working_dir"}
