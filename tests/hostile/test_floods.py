@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.linux import constants, syscalls
 from tests.support import host
 from tests.support.command import State
 from tests.support.containers import Ended, own_state, python, run_jobs
@@ -40,12 +41,12 @@ def latency(path):
     return worst
 
 
-def fork_bomb(path):
-    """For two seconds: fork whatever can be forked, each of which does the same."""
+def fork_bomb(path, seconds):
+    """For a while: fork whatever can be forked, each of which does the same."""
     import os
     import time
 
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + seconds
     pids = set()
     main = os.getpid()
     while time.monotonic() < deadline:
@@ -241,7 +242,8 @@ def ignore_everything():
 
 
 LIMITS = {"memory": "48M", "swap": 0, "pids": PIDS, "open_files": 1024}
-SHORT = {"timeout": "500ms", "stop": {"grace": "200ms"}}
+SHORT = {"timeout": "8s" if host.in_guest() else "1s", "stop": {"grace": "200ms"}}
+"""Long enough for an interpreter to have started."""
 
 JOBS: dict[str, dict[str, Any]] = {
     "tmpfs": {"command": python(fill_memory, "/tmp/x")},
@@ -292,11 +294,14 @@ def test_memory_of_every_kind_is_the_jobs_own(jobs: dict[str, Ended], name: str)
         assert int(ended.out.split()[0]) == errno.ENOSPC
 
 
-def test_the_page_cache_is_the_jobs_own(jobs: dict[str, Ended]):
+def test_the_page_cache_is_the_jobs_own(where: State, jobs: dict[str, Ended]):
+    """On a disk the kernel takes back what it must; what lies in memory stays, and is the job's."""
     ended = jobs["cache"]
-    assert ended.reason == "succeeded", ended.err
+    fd = os.open(where.state, os.O_PATH)
+    in_memory = syscalls.fs_magic(fd) == constants.TMPFS_MAGIC
+    os.close(fd)
+    assert ended.reason == ("oom" if in_memory else "succeeded"), ended.err
     assert ended.record["memory"]["peak"] <= MEMORY
-    assert ended.record["memory"]["oom_kills"] == 0
 
 
 def test_zombies_count_and_orphans_are_reaped(jobs: dict[str, Ended]):
@@ -335,11 +340,12 @@ def test_a_fork_bomb_beside_another_job(tmp_state: State, tmp_path: Path):
     (tmp_path / "meet").mkdir()
     mount = {"mounts": [f"{tmp_path}/meet:/meet"], "timeout": "90s"}
     found = run_jobs(tmp_state, {
-        "bomb": {"command": python(fork_bomb, "/meet/done"), "limits": LIMITS, **mount},
+        "bomb": {"command": python(fork_bomb, "/meet/done", 2 * host.SLOWNESS),
+                 "limits": LIMITS | {"pids": 24}, **mount},
         "calm": {"command": python(latency, "/meet/done"), **mount},
     })  # fmt: skip
     bomb = found["bomb"].record
-    assert bomb["pids"]["peak"] <= PIDS and bomb["pids"]["refused"] > 0
+    assert bomb["pids"]["peak"] <= 24 and bomb["pids"]["refused"] > 0
     assert found["calm"].told < 0.5 * host.SLOWNESS
 
 
