@@ -36,6 +36,13 @@ STUBBORN = """["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]"""
 HANDLES = """["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"]"""
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of a signal (SigCgt in proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (caught,) = (line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def directories(pid: int) -> dict[str, str]:
     """Controller ("" for a unified hierarchy, "unified" too) → the directory of a process."""
     mounts = [one for one in proc.mountinfo() if one.fstype in ("cgroup", "cgroup2")]
@@ -273,6 +280,7 @@ def test_a_job_that_others_have_frozen_is_ended_after_the_grace(batch: Batch, in
         if payload is None:
             pytest.skip("needs a unified hierarchy")
         where = os.path.dirname(payload) if init else payload
+        eventually(lambda: catches(pid, signal.SIGTERM))  # else it dies of it, frozen or not
         Path(where, "cgroup.freeze").write_text("1")
         eventually(lambda: files.table(f"{where}/cgroup.events")["frozen"] == 1)
         started.signal(signal.SIGTERM)
