@@ -21,7 +21,7 @@ from benchmarks.accounting import Account
 from benchmarks.measure import Block
 from supervisor.cgroup.api import CgroupManager, JobCgroup
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, devices, rootfs
+from supervisor.container import build, devices, hiding
 from supervisor.container.host import Host
 from supervisor.container.rootfs import Layers
 from supervisor.container.spawn import Launcher, Streams, open_launcher
@@ -104,7 +104,7 @@ async def opened(root: Path, work: Path) -> AsyncIterator[Bench]:
         return reaper.spawn(argv, pass_fds=[descriptor])
 
     try:
-        hidden = rootfs.coverable(host.facts())
+        hidden = hiding.coverable(host.facts())
         async with (
             open_launcher(start, work / "launcher", hidden=hidden) as launcher,
             trio.open_nursery() as nursery,

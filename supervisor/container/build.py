@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from supervisor.cgroup.api import Entry
-from supervisor.container import host, idmaps, landlock, rootfs, seccomp, users
+from supervisor.container import hiding, host, idmaps, landlock, rootfs, seccomp, users
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
 from supervisor.linux import caps
@@ -32,11 +32,11 @@ def request(
 ) -> Request:
     """All that is needed to start `spec`; raises SpawnError for what can be told ahead."""
     rootfs.base_of(spec)
-    tops = rootfs.hidden(spec, facts)
-    rootfs.check_seen(spec, tops, spec.working_dir, "working_dir")
+    tops = hiding.hidden(spec, facts)
+    hiding.check_seen(spec, tops, spec.working_dir, "working_dir")
     if "/" in spec.command[0]:
         program = os.path.join(spec.working_dir, spec.command[0])
-        rootfs.check_seen(spec, tops, program, "exec")
+        hiding.check_seen(spec, tops, program, "exec")
     identity = users.look_up(spec.root, spec.user, spec.user_group)
     env = environment(spec, identity)
     user_map = _user_map(spec, facts, identity)

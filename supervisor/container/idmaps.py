@@ -5,7 +5,7 @@ A user namespace maps ids for processes (user_namespaces(7)); an idmapped mount 
 Whether a mount can be mapped is tried, once for each file system: ext4, XFS, FAT since Linux 5.12,
 btrfs 5.15, tmpfs 6.3; overlayfs, NFS and others cannot.
 
-May import: `errors`, `model`, `linux`.
+May import: `errors`, `model`, `linux`, `container.host` (for its type only).
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import evolve, frozen
 
-from supervisor.errors import KernelError
-from supervisor.linux import constants, syscalls
-from supervisor.model.job import UserNamespace
+from supervisor.errors import KernelError, SpawnError
+from supervisor.linux import caps, constants, syscalls
+from supervisor.model.job import JobSpec, UserNamespace
+
+if TYPE_CHECKING:
+    from supervisor.container.host import Facts
 
 Extent = tuple[int, int, int]
 """From which id inside, from which on the host, how many."""
@@ -137,6 +140,35 @@ def maps_tmpfs(release: str | None = None) -> bool:
     """Whether a tmpfs can be mapped: by the kernel's release, Linux 6.3 or newer."""
     major, minor, *_ = [*(release or os.uname().release).split("-")[0].split("."), "0"]
     return (int(major), int(minor)) >= (6, 3)
+
+
+def how_opened(path: str, spec: JobSpec, facts: Facts, *, deep: bool = False) -> By:
+    """Who opens the mount at `path` for the job, and whether its files are mapped.
+
+    Raises SpawnError when they are to be and cannot.
+    """
+    space = spec.user_namespace
+    if space.kind != "map" or not facts.privileged:
+        return ""
+    if space.files == "plain":
+        return "plain"
+    refusal = _not_mapped(path, spec, facts, deep)
+    if refusal and space.files == "mapped":
+        hint = 'say user_namespace = { files = "try" } to go without'
+        raise SpawnError("mounts", 0, path, f"cannot be mapped: {refusal}", hint=hint)
+    return "plain" if refusal else "mapped"
+
+
+def _not_mapped(path: str, spec: JobSpec, facts: Facts, deep: bool) -> str:
+    """With CAP_SYS_ADMIN a job could make a mount writable again; and its root is the host's there.
+
+    (Without, it gets that in a user namespace below its own only, where mounts are locked.)
+    """
+    if caps.CAP_SYS_ADMIN in caps.of_job(spec.capabilities.add, spec.capabilities.drop):
+        return "the job has CAP_SYS_ADMIN"
+    if facts.id_mounts is None:
+        return "not tried"
+    return facts.id_mounts.refusal(path, deep=deep)
 
 
 def map_mount(tree: int, space: int, *, deep: bool) -> None:

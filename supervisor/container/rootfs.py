@@ -12,24 +12,19 @@ init executes it.
     in any other user namespace  the mounts below / are locked together: bound as one, the
                                  kernel's pseudo file systems among them hidden
 
-May import: `errors`, `model`, `linux`, `container.{mounts,host,devices,space,idmaps,users}`.
+May import: `errors`, `model`, `linux`, `container.{devices,hiding,host,idmaps,mounts,space,users}`.
 """
 
 from __future__ import annotations
 
-import glob
 import os
-import stat
-from functools import cache
-from pathlib import Path
 
-from supervisor.container import idmaps, mounts, space
+from supervisor.container import hiding, idmaps, mounts, space
 from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
-from supervisor.container.idmaps import By
+from supervisor.container.idmaps import By, how_opened
 from supervisor.container.users import resolve_in
 from supervisor.errors import SpawnError
-from supervisor.linux import caps
 from supervisor.linux import constants as c
 from supervisor.model.job import HIDDEN, JobSpec, Mount, Tmpfs
 
@@ -57,124 +52,6 @@ def base_of(spec: JobSpec) -> str:
         errno = 20 if os.path.exists(base) else 2  # ENOTDIR, ENOENT
         raise SpawnError("mounts", errno, base, "", hint='root is "host" or a directory')
     return base
-
-
-def hidden(spec: JobSpec, facts: Facts) -> tuple[str, ...]:
-    """What is there of the paths that the job is not to see: real ones, none below another.
-
-    A path that is itself the target of a mount is covered by that.
-    """
-    if spec.root != "host":
-        return ()
-    found: set[str] = set()
-    for pattern in (*spec.hide, *facts.private):
-        for path in glob.glob(pattern) if "*" in pattern else (pattern,):
-            found.update(_real(path))
-    found = {path for path in found if _within_reach(path, spec, facts)}
-    found -= {mount.target for mount in spec.mounts} | {tmpfs.target for tmpfs in spec.tmpfs}
-    tops = [path for path in sorted(found) if not inside(path, OWN)]
-    return tuple(path for path in tops if not inside(os.path.dirname(path), tuple(found)))
-
-
-def _real(path: str) -> tuple[str, ...]:
-    """The path without links, if there is anything there."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return ()
-    if stat.S_ISLNK(status.st_mode):
-        return (os.path.realpath(path),) if os.path.exists(path) else ()
-    return (_resolved(path, status.st_dev, status.st_ino),)
-
-
-@cache
-def _resolved(path: str, _device: int, _inode: int) -> str:
-    return os.path.realpath(path)
-
-
-def coverable(facts: Facts) -> tuple[str, ...]:
-    """What a job with default settings does not see of the file system of / itself.
-
-    The launcher hides it once, in a view that such jobs take as a whole.
-    """
-    paths = hidden(JobSpec("", ()), facts)
-    directories = (path for path in paths if os.path.isdir(path) and not inside(path, ("/etc",)))
-    return tuple(path for path in directories if not inside(path, facts.submounts))
-
-
-@cache
-def whiteouts() -> tuple[str, ...]:
-    """What is hidden by name in /etc by default, whether it is there or not.
-
-    The launcher prepares a layer of these; of the keys of sshd(8), those it makes by itself.
-    """
-    names = [path for path in HIDDEN if path.startswith("/etc/")]
-    keys = [name for name in names if "*" in name]
-    made = [key.replace("*", kind) for key in keys for kind in ("dsa", "ecdsa", "ed25519", "rsa")]
-    found = [path for key in keys for path in glob.glob(key)]
-    return tuple(sorted({*names, *made, *found} - {*keys}))
-
-
-def _within_reach(path: str, spec: JobSpec, facts: Facts) -> bool:
-    """Whether somebody in the job's user namespace could get there, if it were not hidden.
-
-    Nobody of mapped ids passes a directory that is closed to others, not even to cover it.
-    """
-    space = spec.user_namespace
-    if space.kind != "map" or space.host_id == 0:
-        return True
-    for parent in map(str, Path(path).parents):
-        status = os.stat(parent)
-        first = 0 if how_opened(parent, spec, facts) == "mapped" else space.host_id
-        ids = range(first, first + space.size)
-        if not status.st_mode & stat.S_IXOTH and not (status.st_uid in ids or status.st_gid in ids):
-            return False
-    return True
-
-
-def how_opened(path: str, spec: JobSpec, facts: Facts, *, deep: bool = False) -> By:
-    """Who opens the mount at `path` for the job, and whether its files are mapped.
-
-    Raises SpawnError when they are to be and cannot.
-    """
-    space = spec.user_namespace
-    if space.kind != "map" or not facts.privileged:
-        return ""
-    if space.files == "plain":
-        return "plain"
-    refusal = _not_mapped(path, spec, facts, deep)
-    if refusal and space.files == "mapped":
-        hint = 'say user_namespace = { files = "try" } to go without'
-        raise SpawnError("mounts", 0, path, f"cannot be mapped: {refusal}", hint=hint)
-    return "plain" if refusal else "mapped"
-
-
-def _not_mapped(path: str, spec: JobSpec, facts: Facts, deep: bool) -> str:
-    """With CAP_SYS_ADMIN a job could make a mount writable again; and its root is the host's there.
-
-    (Without, it gets that in a user namespace below its own only, where mounts are locked.)
-    """
-    if caps.CAP_SYS_ADMIN in caps.of_job(spec.capabilities.add, spec.capabilities.drop):
-        return "the job has CAP_SYS_ADMIN"
-    if facts.id_mounts is None:
-        return "not tried"
-    return facts.id_mounts.refusal(path, deep=deep)
-
-
-def check_seen(spec: JobSpec, tops: tuple[str, ...], path: str, stage: str) -> None:
-    """Raises SpawnError where `path` is hidden from the job: better now than a bare ENOENT.
-
-    `tops` is what `hidden` says of the job.
-    """
-    granted = tuple(mount.target for mount in spec.mounts)
-    made = tuple(tmpfs.target for tmpfs in spec.tmpfs)
-    real = os.path.realpath(path)
-    for name in {path, real}:
-        if inside(name, tops) and not inside(name, granted + made):
-            top = next(top for top in tops if inside(name, (top,)))
-            place = os.path.dirname(name) if stage == "exec" else name
-            hint = f'add mounts = ["{place}:{place}:ro"], or set hide = "nothing"'
-            raise SpawnError(stage, 0, path, f"{top} is hidden from jobs", hint=hint)
 
 
 def plan(spec: JobSpec, facts: Facts, layers: Layers, uid: int) -> tuple[mounts.Operation, ...]:
@@ -219,7 +96,7 @@ class _Plan:
         self.operations: list[mounts.Operation] = []
         self.pending: list[tuple[int, str, bool | None]] = []
         self.trees = 0
-        self.hidden = hidden(spec, facts)
+        self.hidden = hiding.hidden(spec, facts)
         self.opened = self._opened()
         self.missing = self._missing()
         self.covered = self._covered()
@@ -367,12 +244,12 @@ class _Plan:
             return frozenset()  # whoever is not root reads none of them on the host either
         named = {p for p in self.hidden if inside(p, ("/etc",)) or not os.path.isdir(p)}
         if self.hidden and {*HIDDEN} <= {*self.spec.hide}:
-            named.update(whiteouts())
+            named.update(hiding.whiteouts())
         return frozenset(named.difference(self.opened, self._targets()))
 
     def _white_layer(self) -> str:
         """The layer that hides by name: the launcher's, or one for this job's list alone."""
-        if self.whited == {*whiteouts()}:
+        if self.whited == {*hiding.whiteouts()}:
             white = f"{self.facts.work}/white"
             return self._layer(white, "white", self._own_by) if self.given else white
         white = f"{self.facts.work}/layers/white"

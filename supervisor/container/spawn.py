@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import trio
 
-from supervisor.container import protocol, rootfs
+from supervisor.container import hiding, protocol
 from supervisor.container.protocol import Request
 from supervisor.errors import KernelError, SpawnError
 from supervisor.linux import caps, syscalls
@@ -167,7 +167,7 @@ class Launcher:
         python = os.path.realpath(sys.executable)
         program = _PROGRAM.format(path=package)
         kept = ",".join(map(str, sorted(self._kept)))
-        own = (self._work, str(theirs.fileno()), kept, *self._hidden, "--", *rootfs.whiteouts())
+        own = (self._work, str(theirs.fileno()), kept, *self._hidden, "--", *hiding.whiteouts())
         argv = (python, "-I", "-S", "-X", "utf8", "-c", program, *own)
         with theirs:
             self._process = self._starter(argv, theirs.fileno())

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, devices, host, idmaps, network, rootfs
+from supervisor.container import build, devices, hiding, host, idmaps, network
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.rootfs import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
@@ -57,7 +57,7 @@ def plan(path: Path, wanted: str | None) -> Iterator[str]:
     private = (str(settings.state.root),)
     facts = host.look(str(settings.runtime / "work"), private, idmaps.IdMounts())
     given = resource.getrlimit(resource.RLIMIT_NOFILE)
-    facts = evolve(facts, covered=rootfs.coverable(facts), open_files=given)
+    facts = evolve(facts, covered=hiding.coverable(facts), open_files=given)
     planner = _Planner(settings, settings.state, manager, facts, Engine(policies, HookCaller()))
     yield from planner.instance()
     for job in jobs:
@@ -97,7 +97,7 @@ class _Planner:
         yield "unshare CLONE_NEWNS, mount --make-rslave /"
         yield f"mount -t tmpfs -o nosuid,{WORK_OPTIONS} supervise {work}"
         yield from (operation.describe() for operation in skeleton(work))
-        yield f"mknod {work}/white{{{','.join(rootfs.whiteouts())}}} c 0 0"
+        yield f"mknod {work}/white{{{','.join(hiding.whiteouts())}}} c 0 0"
         for source, target in view_of_host(work, list(self.facts.covered)):
             yield f"mount --bind {source} {target}"
         yield f"drop {len(caps.all_but(caps.JOB_DEFAULT))} capabilities (bounding set)"

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from supervisor.cgroup.api import CgroupManager
 from supervisor.cgroup.detect import detect
-from supervisor.container import rootfs
+from supervisor.container import hiding
 from supervisor.container.host import Host
 from supervisor.container.spawn import open_launcher, sealed
 from supervisor.errors import KernelError, SupervisorError
@@ -148,7 +148,7 @@ async def open_instance(
         private = (str(settings.state.root),) if settings.state else ()
         host = Host(str(work), private, open_files=raise_open_files())
         stack.callback(host.close)
-        hidden = rootfs.coverable(host.facts())
+        hidden = hiding.coverable(host.facts())
         launcher = await stack.enter_async_context(
             open_launcher(partial(start_launcher, reaper), work, hidden=hidden)
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from supervisor.container import devices, mounts, rootfs
+from supervisor.container import devices, hiding, mounts, rootfs
 from supervisor.container.host import Facts
 from supervisor.container.rootfs import Layers
 from supervisor.errors import SpawnError
@@ -367,7 +367,7 @@ def test_what_is_hidden_by_name_is_no_mount_that_a_rename_would_take_away():
     assert (
         f"mount -t overlay -o ro,nodev,lowerdir={WORK}/white/etc:/etc none {WORK}/over" in default
     )
-    own = lines(plan(hide=(*rootfs.HIDDEN, secret)))
+    own = lines(plan(hide=(*hiding.HIDDEN, secret)))
     assert f"mknod {WORK}/layers/white{secret} c 0 0" in own
     assert f"mknod {WORK}/layers/white/etc/shadow c 0 0" in own
     place = os.path.dirname(secret)

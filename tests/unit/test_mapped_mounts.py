@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.container import idmaps, mounts, rootfs
+from supervisor.container import hiding, idmaps, mounts, rootfs
 from supervisor.container.host import Facts
 from supervisor.container.idmaps import IdMounts
 from supervisor.container.rootfs import Layers
@@ -83,7 +83,7 @@ def test_mounts_are_not_locked_together() -> None:
 def test_the_launchers_view_is_used_where_all_of_it_can_be_mapped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    covered = rootfs.coverable(Facts(work=WORK, privileged=True))
+    covered = hiding.coverable(Facts(work=WORK, privileged=True))
     monkeypatch.setattr(idmaps, "maps_tmpfs", lambda: True)
     facts = Facts(work=WORK, privileged=True, covered=covered, id_mounts=Told(""))
     spec = JobSpec("job", ("true",), user_namespace=UserNamespace("map", 2**20, 65536))
