@@ -75,3 +75,15 @@ class SpawnError(SupervisorError):
 
 class PolicyError(SupervisorError):
     """A policy plugin that cannot be loaded, or whose arguments or hooks are wrong."""
+
+
+class ImageError(SupervisorError):
+    """An image that cannot be had or is not what it claims: what failed, and where.
+
+    `where` is the reference, file, blob or address that was looked at.
+    """
+
+    def __init__(self, what: str, where: str = "", *, hint: str = "") -> None:
+        super().__init__(f"{where}: {what}" if where else what, hint=hint)
+        self.what = what
+        self.where = where

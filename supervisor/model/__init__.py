@@ -28,6 +28,7 @@ from supervisor.model.event import (
     Tick,
     Timeout,
 )
+from supervisor.model.image import Image, ImageConfig
 from supervisor.model.job import (
     HOOKS,
     Device,
@@ -51,6 +52,7 @@ from supervisor.model.view import JobView
 __all__ = [
     "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Tmpfs", "Device", "Restart", "Stop",
     "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS", "Port", "Egress",
+    "Image", "ImageConfig",
     "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Pressure", "Timeout", "Exited",
     "Populated", "CgroupGone", "Tick",
     "Action", "RaiseLimit", "KillJob", "SignalJob", "Freeze", "Thaw", "Retry", "StopAll",
