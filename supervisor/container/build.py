@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from supervisor.cgroup.api import Entry
-from supervisor.container import hiding, host, idmaps, landlock, rootfs, seccomp, users
+from supervisor.container import hiding, host, idmaps, landlock, results, rootfs, seccomp, users
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
 from supervisor.linux import caps
@@ -59,6 +59,7 @@ def request(
         loopback=spec.network != "host",
         awaits_network=spec.network == "bridge",
         time_offset=spec.time_offset,
+        shown=results.shown(spec),
         argv=tuple(os.fsencode(word) for word in spec.command),
         env={os.fsencode(k): os.fsencode(v) for k, v in env.items()},
         search=tuple(os.fsencode(d or ".") for d in env["PATH"].split(":")),
@@ -175,6 +176,8 @@ def _describe_rest(request: Request) -> Iterator[str]:
     yield f"init: hostname {request.hostname}"
     if request.time_offset is not None:
         yield f"init: unshare CLONE_NEWTIME, offset {request.time_offset} s"
+    if request.shown:
+        yield f"init: open {' '.join(request.shown)} for the supervisor (copy_out)"
     into = f", CLONE_INTO_CGROUP {request.payload_dir}" if request.payload_dir else ""
     yield f"init: PR_SET_DUMPABLE 0, clone3 the payload{into}"
     for path in request.payload_files:

@@ -55,19 +55,31 @@ def run(
 ) -> NoReturn:
     """Start the payload, be its init, and end this process.  StageError: it never started."""
     started = time.time()
+    shown = _show(request.shown)
     _set_apart(request)
     syscalls.prctl(constants.PR_SET_DUMPABLE, 0)
     payload = start_payload(request, cgroup, fds, bounding)
     status = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fds.status)
-    _tell_started(status, payload)
+    _tell_started(status, payload, shown)
     status.close()
     cgroup.close()
-    for fd in {fds.stdin, fds.stdout, fds.stderr}:
+    for fd in {fds.stdin, fds.stdout, fds.stderr, *shown}:
         os.close(fd)
     os.dup2(0, 2)  # /dev/null: whoever reads the supervisor's stderr is not kept waiting by a job
     code, usage = _serve(payload)
     _write_record(fds.record, code, usage, started)
     os._exit(0)
+
+
+def _show(paths: tuple[str, ...]) -> list[int]:
+    """The directories as they are before any line of the payload has run; it inherits none."""
+    found = []
+    for path in paths:
+        try:
+            found.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            raise child.StageError("mounts", error, path) from None
+    return found
 
 
 def _set_apart(request: Request) -> None:
@@ -138,11 +150,14 @@ def failed(error: child.StageError) -> bytes:
     return protocol.pack(protocol.FAILED, error.stage, error.errno, error.path, error.text)
 
 
-def _tell_started(status: _socket.socket, payload: int) -> None:
+def _tell_started(status: _socket.socket, payload: int, shown: list[int]) -> None:
     """STARTED, with the payload's pid as credentials: the kernel translates it for the receiver."""
     credentials = b"".join(n.to_bytes(4, "little") for n in (payload, os.getuid(), os.getgid()))
     message = protocol.pack(protocol.STARTED)
     ancillary = [(_socket.SOL_SOCKET, _socket.SCM_CREDENTIALS, credentials)]
+    if shown:
+        rights = b"".join(fd.to_bytes(4, "little") for fd in shown)
+        ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights))
     try:
         status.sendmsg([message], ancillary, _socket.MSG_NOSIGNAL)
     except BrokenPipeError:

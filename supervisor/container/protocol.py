@@ -11,7 +11,8 @@ control, one exchange per job, answers in the order of the requests:
 status, one answer per job, then end of file:
     → go        (GO,): only to a job with `awaits_network`, once its interface is complete; the
                 init waits for it when it has set itself up, and ends on end of file
-    ← started   (STARTED,); SCM_CREDENTIALS names the payload's pid: exec has succeeded
+    ← started   (STARTED,); SCM_CREDENTIALS names the payload's pid: exec has succeeded; with it
+                a descriptor for each path of `shown`
     ← failed    (FAILED, stage, errno, path, text): no instruction of the command ran
     end of file without either: the init died while it set the container up
 record: the init writes one line, once, when the payload has ended (`exit_record`).
@@ -29,9 +30,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 3
+VERSION = 4
 MAX_MESSAGE = 96 * 1024
 """Longer requests travel in a memfd; a socket buffer holds 208 KiB by default."""
+
+MOST_SHOWN = 64
+"""Paths in `shown`: a message takes 253 descriptors (SCM_MAX_FD)."""
 
 CLONED, REFUSED, STARTED, FAILED, GO = "cloned", "refused", "started", "failed", "go"
 
@@ -76,6 +80,7 @@ class Request:
     awaits_network  do not start the payload before GO
     time_offset     seconds added to CLOCK_MONOTONIC and CLOCK_BOOTTIME, or None
     argv, env       of the payload; bytes, as execve takes them
+    shown           paths in the job, mount points, that the supervisor is to see (O_PATH)
     search          directories that argv[0] is looked for in, when it has no slash
     uid, gid, groups, working_dir: of the payload
     capabilities    all it may ever have; `ambient`: those it keeps as a user who is not root
@@ -108,6 +113,7 @@ class Request:
         "rlimits",
         "run",
         "search",
+        "shown",
         "time_offset",
         "uid",
         "user_map",
@@ -130,6 +136,7 @@ class Request:
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes]
     search: tuple[bytes, ...]
+    shown: tuple[str, ...]
     uid: int
     gid: int
     groups: tuple[int, ...]

@@ -32,6 +32,7 @@ _PROGRAM = (
     "from supervisor.container.launcher import main; main()"
 )
 _UCRED = struct.Struct("=iII")
+_ANCILLARY = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * protocol.MOST_SHOWN)
 
 
 class Process(Protocol):
@@ -59,13 +60,16 @@ class Container:
     def __init__(self, pid: int, pidfd: int, status: socket.socket) -> None:
         self.pid = pid
         self.pidfd = pidfd
+        self.shown: tuple[int, ...] = ()
+        """Descriptors of the request's `shown`, in its order, once the payload has started."""
         self._status = status
 
     async def started(self) -> int:
         """Wait for exec to succeed; the payload's pid in our numbers.  Raises SpawnError."""
         await trio.lowlevel.wait_readable(self._status)
-        data, ancillary, _, _ = self._status.recvmsg(65536, socket.CMSG_SPACE(_UCRED.size))
+        data, ancillary, _, _ = self._status.recvmsg(65536, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         self._status.close()
+        self.shown = _descriptors(ancillary)
         if not data:
             raise SpawnError("init", 0, "", "the job's init was killed while it set the job up")
         message = protocol.unpack(data, (protocol.STARTED, protocol.FAILED))
@@ -94,9 +98,23 @@ class Container:
         except ProcessLookupError:
             return
 
+    def hide(self) -> None:
+        """Give up what `shown` holds: the mounts go with the last who holds them."""
+        for fd in self.shown:
+            os.close(fd)
+        self.shown = ()
+
     def close(self) -> None:
         self._status.close()
+        self.hide()
         os.close(self.pidfd)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            return tuple(memoryview(raw[: len(raw) // 4 * 4]).cast("i"))
+    return ()
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:

@@ -59,6 +59,11 @@ def _add(group: argparse._ArgumentGroup, setting: Setting) -> None:
         group.add_argument(
             name, dest=dest, action="append", metavar=setting.kind.metavar, help=text
         )
+    elif setting.kind.bare:
+        group.add_argument(
+            name, dest=dest, nargs="?", const=setting.kind.bare, metavar=setting.kind.metavar,
+            help=f"{text} Alone: {setting.kind.bare}.",
+        )  # fmt: skip
     else:
         group.add_argument(name, dest=dest, metavar=setting.kind.metavar, help=text)
 

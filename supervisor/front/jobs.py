@@ -186,7 +186,7 @@ class _Together:
     def write(self) -> None:
         root = self.values.get(("root",), "host")
         write = self.values.get(("write",), "read-only" if root == "host" else "overlay")
-        if self.values.get(("keep",)) and write != "overlay":
+        if self.values.get(("keep",), "never") != "never" and write != "overlay":
             self.complain(("keep",), 'there is nothing to keep unless write = "overlay"')
 
     def user(self) -> None:

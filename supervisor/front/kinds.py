@@ -57,7 +57,8 @@ class Kind:
     """One kind of value.
 
     `what` describes it for people; `metavar` names it in `--help`; `raw` turns a flag's text into
-    what TOML would have given; `many`: the flag may be repeated, each adds to a list.
+    what TOML would have given; `many`: the flag may be repeated, each adds to a list; `bare`: what
+    the flag alone stands for, if it may stand alone.
     """
 
     what: str
@@ -65,6 +66,7 @@ class Kind:
     metavar: str
     raw: Callable[[str], Any] = str
     many: bool = False
+    bare: str = ""
 
 
 def must(what: str, value: object, why: str = "") -> Wrong:
@@ -82,6 +84,14 @@ def boolean(value: Any, _context: Context) -> bool:
     if not isinstance(value, bool):
         raise must("true or false", value)
     return value
+
+
+def keep(value: Any, context: Context) -> str:
+    """ "never", "on-failure" or "always"; false and true stand for the first and the last."""
+    if isinstance(value, bool):
+        return "always" if value else "never"
+    text: str = one_of("never", "on-failure", "always")(value, context)
+    return text
 
 
 def one_of(*words: str, later: tuple[str, ...] = ()) -> Parser:

@@ -158,6 +158,8 @@ SAYS: dict[str, Callable[[Entry], str]] = {
         f"is being ended: {e['reason']}, by {e['by']}" + (f": {e['why']}" if e["why"] else "")
     ),
     "signal_sent": lambda e: f"was sent SIG{e['signal']}",
+    "copied_out": lambda e: f"left {e['path']} in {e['to']} ({size(e['bytes'])})",
+    "kept": lambda e: f"left what it wrote in {e['path']}, run {e['run']}",
     "job_ended": lambda e: "ended: " + ending(e["record"]),
     "retry": lambda e: f"is run again in {duration(e['after'])}, attempt {e['attempt']}",
     "restart": lambda e: f"is started again in {duration(e['after'])}, attempt {e['attempt']}",

@@ -22,11 +22,13 @@ from supervisor.model.record import Reason, RunRecord
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy
 from supervisor.record.quiet import QuietLog
+from supervisor.record.runs import ONE_SHOTS, StateDir
 from supervisor.supervise.instance import Instance, Settings, open_instance, scratch_dir
 from supervisor.supervise.shutdown import obey_signals
 
 TIMED_OUT, FAILED, NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 124, 125, 126, 127, 128
-TOLD = frozenset({"warning", "notify", "retry", "restart", "limit_changed", "cleanup_failed"})
+TOLD = frozenset({"warning", "notify", "retry", "restart", "limit_changed", "cleanup_failed",
+                  "copied_out", "kept"})  # fmt: skip
 """Entries that somebody who runs one command wants to hear of."""
 
 
@@ -37,14 +39,17 @@ def run(args: argparse.Namespace) -> int:
     """
     config = config_from_flags(args, name=f"run-{os.getpid()}")
     policies = registry.load(config.supervisor.plugins, config.policies, config.jobs, where=where)
-    with scratch_dir(config.jobs[0].write == "overlay") as scratch:
-        own = config.supervisor
+    (job,) = config.jobs
+    own = config.supervisor
+    kept = StateDir(own.state_dir / ONE_SHOTS) if job.keep != "never" else None
+    with scratch_dir(job.write == "overlay" and kept is None) as scratch:
         settings = Settings(
             name=own.name,
             runtime=own.runtime_dir / own.name,
             state=None,
             on_missing=args.on_missing,
             scratch=scratch,
+            kept=kept,
         )
         record = trio.run(_run, _with_terminal(config), settings, policies)
     _tell(record, args.record)

@@ -260,8 +260,16 @@ JOB = Table((
     Setting("write", _words("read-only", "overlay"),
             "Whether it may write to its root; an overlay takes the writes and is thrown away.",
             '`"read-only"` for the host, else `"overlay"`', '"overlay"', "write"),
-    Setting("keep", BOOLEAN, "Keep the overlay's writes with the run's records.", "false",
-            "true", "keep"),
+    Setting("keep", Kind('`"never"`, `"on-failure"` or `"always"` (true)', kinds.keep,
+                         "never|on-failure|always", bare="always"),
+            "Whether the overlay's writes stay with the run's records: for `supervise diff` and "
+            "`supervise commit`, for a look at what a failed job left.", '"never"',
+            '"on-failure"', "keep"),
+    Setting("copy_out", Kind("array of absolute paths inside the job",
+                             kinds.array(kinds.job_path, "an array of paths"), "PATH", many=True),
+            "Files and directories that are copied to `out/` in the run's directory when the job "
+            "has ended, however it ended; of `supervise run` to the working directory.", "[]",
+            '["/out/result.csv"]', "copy-out", True),
     Setting("hide", Kind('`"default"`, `"nothing"`, or an array of paths to hide as well',
                          compounds.hide, "default|nothing|PATH[:PATH]", compounds.hide_from_flag),
             "What it does not see of the host's root unless it is mounted: home directories, "

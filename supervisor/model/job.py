@@ -217,7 +217,8 @@ class JobSpec:
     `group` is the part of `name` before a matrix's suffix, so that `after = ["compress"]` waits
     for every member.  `command` is an argv; a `script` has become one.  `reach` are jobs whose
     ports it may use; `egress` None: it may go anywhere; `dns` None: the host's name servers;
-    `bandwidth` in bytes a second, each way.
+    `bandwidth` in bytes a second, each way.  `copy_out` are paths in the job, copied to the run's
+    directory when it has ended.
     """
 
     name: str
@@ -225,7 +226,8 @@ class JobSpec:
     group: str = ""
     root: str = "host"
     write: Literal["read-only", "overlay"] = "read-only"
-    keep: bool = False
+    keep: Literal["never", "on-failure", "always"] = "never"
+    copy_out: tuple[str, ...] = ()
     hide: tuple[str, ...] = HIDDEN
     mounts: tuple[Mount, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()

@@ -48,6 +48,8 @@ KINDS = (
     "limit_changed",
     "job_stopping",
     "signal_sent",
+    "copied_out",
+    "kept",
     "job_ended",
     "retry",
     "restart",

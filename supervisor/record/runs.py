@@ -6,6 +6,9 @@
         runs/RUN/spec.json      what was started: written before the container is made
         runs/RUN/exit           how it ended: written by the job's init (`record.exit_record`)
 
+        runs/RUN/upper/         what it wrote to its overlay, if that is kept
+        runs/RUN/out/           what `copy_out` names
+
 RUN is STAMP-JOB, e.g. `mj3k2x9q-compress`: it names the cgroup directories too.
 
 May import: `errors`, `model`, attrs.
@@ -25,6 +28,8 @@ from attrs import asdict, frozen
 from supervisor.errors import KernelError
 from supervisor.model.job import JobSpec
 
+ONE_SHOTS = ".run"
+"""The NAME of what `supervise run` keeps: no instance can have it."""
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 STAMP_LENGTH = 8
 UNSAFE = re.compile(r"[^A-Za-z0-9._=,+@-]")

@@ -49,7 +49,8 @@ POOL = 4
 
 @frozen
 class Settings:
-    """What an instance is told.  `state` None: a one-shot run; `scratch` for its writable layer.
+    """What an instance is told.  `state` None: a one-shot run; `scratch` for its writable layer,
+    `kept` for one that stays.
 
     `pool`: the bridge's addresses, None for a network that is free.
     """
@@ -61,6 +62,7 @@ class Settings:
     on_missing: Literal["refuse", "warn"] = "refuse"
     cgroup_parent: str | None = None
     scratch: Path | None = None
+    kept: StateDir | None = None
     pool: str | None = None
 
 
@@ -175,6 +177,7 @@ async def open_instance(
             stop_all=lambda why: stops[0](why),
             state=settings.state,
             scratch=settings.scratch,
+            kept=settings.kept,
             id_ranges=ids,
         )
         instance = Instance(shared, specs)

@@ -40,7 +40,7 @@ from supervisor.model.units import size_text
 from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
-from supervisor.supervise import actions, ending, idranges, stopping
+from supervisor.supervise import actions, collect, ending, idranges, stopping
 from supervisor.supervise.network import Connection
 from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
@@ -96,6 +96,8 @@ class Run:
         self._on_state = on_state
         self._state = State.STARTING
         self._hurry = trio.Event()
+        self._impatient = False
+        self._failed = False
         self._frozen = False
         self._seen_all = trio.Event()
         self._timers: trio.Nursery | None = None
@@ -118,7 +120,9 @@ class Run:
             ):
                 async with self._output(storage):
                     status = await self._live()
+                await self._copy_out(storage)
                 record = ending.conclude(self, storage, status)
+                self._failed = not record.expected
         except SupervisorError as error:
             record = ending.start_failed(self, error)
         self._write_down(record)
@@ -152,13 +156,22 @@ class Run:
 
     @asynccontextmanager
     async def _storage(self) -> AsyncIterator[Storage]:
-        storage = Storage(self.spec, self.id, self.shared.state, self.shared.scratch)
+        shared = self.shared
+        storage = Storage(self.spec, self.id, shared.state, shared.scratch, shared.kept)
         try:
             yield storage
         finally:
             storage.close()
             with trio.CancelScope(shield=True):
-                await self._tidy(storage.clean(keep=self.spec.keep))
+                await self._tidy(self._clean(storage))
+
+    async def _clean(self, storage: Storage) -> None:
+        keep = self.spec.keep
+        upper = await storage.clean(
+            keep=keep == "always" or (keep == "on-failure" and self._failed)
+        )
+        if upper is not None:
+            self.emit("kept", path=str(upper))
 
     @asynccontextmanager
     async def _cgroup(self) -> AsyncIterator[None]:
@@ -366,6 +379,18 @@ class Run:
             await self._seen_all.wait()
         return status
 
+    async def _copy_out(self, storage: Storage) -> None:
+        """What the job is to leave: its processes are gone, its mounts still held."""
+        roots = self.container.shown
+        if not roots:
+            return
+        into, flat = storage.results()
+        copy = partial(collect.collect, self.spec, roots, into, flat=flat)
+        for one in await trio.to_thread.run_sync(lambda: [*copy(given_up=lambda: self._impatient)]):
+            self.emit("copied_out", path=one.path, to=one.target, files=one.files, bytes=one.size)
+            for problem in one.problems:
+                self.warn(f"not copied out: {problem}")
+
     async def _follow(self) -> None:
         async for event in self.subscription.events:
             await self.handle(event)
@@ -442,6 +467,7 @@ class Run:
         if now:
             self._hurry.set()
         if self.cause is not None or self.finished_at:
+            self._impatient = self._impatient or now
             return
         self.cause = Cause(reason, by, why)
         self.oom_first = self._killed_already()

@@ -38,8 +38,8 @@ class Log(Protocol):
 class Shared:
     """One instance's tools.
 
-    `state` is None for a one-shot `run`: then `scratch` takes a writable layer, and the streams
-    are the caller's own.  `stop_all` stops every job, as Ctrl-C does.
+    `state` is None for a one-shot `run`: then `scratch` takes a writable layer, or `kept` one that is
+    to stay, and the streams are the caller's own.  `stop_all` stops every job, as Ctrl-C does.
     """
 
     manager: CgroupManager
@@ -57,4 +57,5 @@ class Shared:
     id_ranges: IdRanges
     state: StateDir | None = None
     scratch: Path | None = None
+    kept: StateDir | None = None
     run_ids: RunIds = Factory(lambda: RunIds(time.time))

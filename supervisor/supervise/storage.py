@@ -28,11 +28,18 @@ class Storage:
     """The files of one run.  With no `state` the streams are the caller's, the record a memfd."""
 
     def __init__(
-        self, spec: JobSpec, run: str, state: StateDir | None, scratch: Path | None
+        self,
+        spec: JobSpec,
+        run: str,
+        state: StateDir | None,
+        scratch: Path | None,
+        kept: StateDir | None = None,
     ) -> None:
+        """`kept` is where a one-shot run has a directory, if its layer may stay."""
         self._spec = spec
         self._run = run
         self._state = state
+        self._kept = kept
         self._layer: Path | None = None
         self._logs: tuple[int, ...] = ()
         self._owned: list[int] = []
@@ -41,7 +48,7 @@ class Storage:
         """With `limits.output`: the pipes' reading ends, and what is to be written where."""
         try:
             self.streams = self._bounded(self._open())
-            self.layers = self._layers(scratch)
+            self.layers = self._layers(self._directory(scratch))
         except OSError as error:
             self.close()
             if isinstance(error, KernelError):
@@ -96,14 +103,22 @@ class Storage:
         self._owned.append(fd)
         return fd
 
-    def _layers(self, scratch: Path | None) -> Layers:
+    def _directory(self, scratch: Path | None) -> Path | None:
+        """What the run has of its own on the disk."""
+        if self._state is not None:
+            return self._state.runs / self._run
+        if self._kept is None:
+            return scratch
+        self._kept.make_run(self._run, self._spec, {"pid": os.getpid()})
+        return self._kept.runs / self._run
+
+    def _layers(self, own: Path | None) -> Layers:
         """Directories for the overlay's upper, or a tmpfs where they cannot be had."""
-        own = scratch if self._state is None else self._state.runs / self._run
         base = layer_base(self._spec, own)
         if base is None:
-            if self._spec.keep:
+            if self._spec.keep != "never":
                 why = "the writable layer is in memory here, and cannot be kept"
-                raise SpawnError("mounts", 0, str(own or ""), why, hint="set keep = false")
+                raise SpawnError("mounts", 0, str(own or ""), why, hint='set keep = "never"')
             return Layers(None)
         for name in ("upper", "work"):
             (base / name).mkdir(mode=0o755, parents=True)
@@ -127,14 +142,24 @@ class Storage:
         """What the init wrote when the payload had ended; None: nothing, or not the whole."""
         return exit_record.parse(os.pread(self.streams.all[3], RECORD_SIZE, 0))
 
-    async def clean(self, *, keep: bool) -> None:
-        """Throw the writable layer away (its upper stays if `keep`), off the event loop."""
-        if self._layer is not None:
-            names = ("work",) if keep else ("upper", "work")
-            for name in names:
-                await trio.to_thread.run_sync(remove_tree, self._layer / name)
-            if os.geteuid() == 0:
-                os.chown(self._layer, 0, 0)
+    def results(self) -> tuple[Path, bool]:
+        """Where what is copied out goes, and whether under its last name alone."""
+        if self._state is None:
+            return Path.cwd(), True
+        return self._state.runs / self._run / "out", False
+
+    async def clean(self, *, keep: bool) -> Path | None:
+        """Throw the writable layer away, off the event loop; or, to `keep` it, where its upper is."""
+        if self._layer is None:
+            return None
+        if self._kept is not None and not keep:
+            await trio.to_thread.run_sync(remove_tree, self._layer)
+            return None
+        for name in ("work",) if keep else ("upper", "work"):
+            await trio.to_thread.run_sync(remove_tree, self._layer / name)
+        if os.geteuid() == 0:
+            os.chown(self._layer, 0, 0)
+        return self._layer / "upper" if keep else None
 
     def close(self) -> None:
         self.started()
