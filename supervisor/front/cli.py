@@ -187,6 +187,20 @@ def _doctor(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(verb=_do_doctor)
 
 
+def _run_of_before(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", help="its id, INSTANCE/ID, or its directory")
+    verb.add_argument(
+        "--state-dir", metavar="DIR", type=Path, help="where to look (default: as of a file)"
+    )
+
+
+def _diff(verb: argparse.ArgumentParser) -> None:
+    _run_of_before(verb)
+    verb.add_argument("--json", action="store_true", help="one change a line as JSON")
+    verb.epilog = "example:\n  supervise diff mx0lnjr9-compress"
+    verb.set_defaults(verb=_do_diff)
+
+
 def _init(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--systemd", action="store_true", help="print a unit instead, supervise@.service"
@@ -238,6 +252,20 @@ def _do_doctor(args: argparse.Namespace) -> int:
     return doctor(as_json=args.json, colour=colour, say=print)
 
 
+def _do_diff(args: argparse.Namespace) -> int:
+    import json
+
+    from attrs import asdict
+
+    from supervisor.front import layers
+    from supervisor.front.lines import clean
+
+    left = layers.find(args.run, args.state_dir)
+    for change in layers.diff(left):
+        print(json.dumps(asdict(change)) if args.json else f"{change.kind} {clean(change.path)}")
+    return 0
+
+
 def _do_init(args: argparse.Namespace) -> int:
     from supervisor.front import example
 
@@ -251,5 +279,6 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "check": ("check a configuration file, start nothing", _check),
     "plan": ("print every step of a start, in order, without doing it", _plan),
     "doctor": ("try each namespace and each limit on this host", _doctor),
+    "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
     "init": ("print an example configuration", _init),
 }

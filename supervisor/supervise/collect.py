@@ -42,6 +42,7 @@ class Copied:
 
     path: str
     target: str
+    arrived: bool
     files: int
     size: int
     problems: tuple[str, ...]
@@ -52,7 +53,7 @@ def collect(
 ) -> Iterator[Copied]:
     """Copy each path below `into`, or with `flat` under its last name alone; blocks.
 
-    `roots` are the descriptors for `shown`.  Ends early, with nothing half, when `given_up` says so.
+    `roots` are the descriptors for `shown`.  When `given_up` says so it ends, with nothing half.
     """
     by_mount = dict(zip(shown(spec), roots, strict=True))
     copier = _Copier(given_up)
@@ -82,6 +83,7 @@ class _Copier:
     def take(self, path: str, root: int, below: str, target: Path) -> Copied:
         """Complete under another name first, then in its place."""
         self.files, self.size, self.problems, self.untold = 0, 0, [], 0
+        arrived = False
         new = target.with_name(f".{target.name}.{os.getpid()}.new")
         try:
             source = _open_below(root, below)
@@ -92,6 +94,7 @@ class _Copier:
                 os.close(source)
             if self.files or new.is_dir():
                 new.rename(target)
+                arrived = True
                 self.seen = {key: _moved(at, new, target) for key, at in self.seen.items()}
         except OSError as error:
             self._tell(path, _why(error))
@@ -101,7 +104,7 @@ class _Copier:
             _remove(new)
         if self.untold:
             self.problems.append(f"{path}: {self.untold} more")
-        return Copied(path, str(target), self.files, self.size, tuple(self.problems))
+        return Copied(path, str(target), arrived, self.files, self.size, tuple(self.problems))
 
     def _any(self, source: int, target: Path, path: str, depth: int) -> None:
         status = os.fstat(source)
@@ -188,7 +191,7 @@ def _next_data(source: int, at: int, size: int) -> int:
 
 
 def _take_over(target: Path, status: os.stat_result) -> None:
-    """Permissions without set-user-ID and the like, and the time; never a file we could not read."""
+    """Permissions without set-user-ID and the like, and the time; we can read it in any case."""
     directory = stat.S_ISDIR(status.st_mode)
     os.chmod(target, status.st_mode & 0o777 | (0o700 if directory else 0o600))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -387,7 +387,10 @@ class Run:
         into, flat = storage.results()
         copy = partial(collect.collect, self.spec, roots, into, flat=flat)
         for one in await trio.to_thread.run_sync(lambda: [*copy(given_up=lambda: self._impatient)]):
-            self.emit("copied_out", path=one.path, to=one.target, files=one.files, bytes=one.size)
+            if one.arrived:
+                self.emit(
+                    "copied_out", path=one.path, to=one.target, files=one.files, bytes=one.size
+                )
             for problem in one.problems:
                 self.warn(f"not copied out: {problem}")
 

@@ -38,8 +38,9 @@ class Log(Protocol):
 class Shared:
     """One instance's tools.
 
-    `state` is None for a one-shot `run`: then `scratch` takes a writable layer, or `kept` one that is
-    to stay, and the streams are the caller's own.  `stop_all` stops every job, as Ctrl-C does.
+    `state` is None for a one-shot `run`: then `scratch` takes a writable layer, or `kept` one
+    that is to stay, and the streams are the caller's own.  `stop_all` stops every job, as Ctrl-C
+    does.
     """
 
     manager: CgroupManager

@@ -149,7 +149,7 @@ class Storage:
         return self._state.runs / self._run / "out", False
 
     async def clean(self, *, keep: bool) -> Path | None:
-        """Throw the writable layer away, off the event loop; or, to `keep` it, where its upper is."""
+        """Throw the writable layer away, off the event loop; to `keep` it: where its upper is."""
         if self._layer is None:
             return None
         if self._kept is not None and not keep:

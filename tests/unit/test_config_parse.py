@@ -60,6 +60,7 @@ plugins = ["grow-memory", "./mine.py"]
 command = "xz -9 'a file'"
 root = "./root"
 keep = true
+copy_out = ["/out/r.csv", "/tmp//x"]
 mounts = [{ source = "data", target = "/data/", read_only = false }, "/a:/b:ro", "/c:/d"]
 tmpfs = ["/scratch:size=64M", "/other", "/tmp:inodes=9", "/dev/shm:size=4K,inodes=9"]
 network = "host"
@@ -89,7 +90,8 @@ expect = "oom"
         group="one",
         root="/etc/batch/root",
         write="overlay",
-        keep=True,
+        keep="always",
+        copy_out=("/out/r.csv", "/tmp/x"),
         mounts=(
             Mount("/etc/batch/data", "/data", False),
             Mount("/a", "/b", True),
