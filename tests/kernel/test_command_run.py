@@ -15,15 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.container.host import on_overlay
 from supervisor.front.schema import JOB
 from tests.support import netns
 from tests.support.batch import PATIENCE, assert_clean
 from tests.support.command import ROOT, Supervise
 from tests.support.host import in_guest, memory_version
-
-# The guest's root is an overlay itself: a writable layer is in memory there, and --keep refused.
-KEEP = () if on_overlay("/var/tmp") else ("--keep",)
 
 pytestmark = pytest.mark.kernel
 
@@ -98,7 +94,7 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "root": (("--root", "ROOT"), "echo /mark*; [ -e /etc/passwd ] || echo nothing else",
              "/marker\nnothing else"),
     "write": (("--write", "overlay"), "echo yes > /var/f; cat /var/f", "yes"),
-    "keep": (("--write", "overlay", *KEEP), "echo yes > /var/f; cat /var/f", "yes"),
+    "keep": (("--write", "overlay", "--keep", "never"), "echo yes > /var/f; cat /var/f", "yes"),
     "mount": (("--mount", "DATA:/tmp/data:ro"),
               "cat /tmp/data/f; touch /tmp/data/g 2>/dev/null || echo read-only",
               "data\nread-only"),
@@ -130,6 +126,7 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "oom-score-adj": (("--oom-score-adj", "7"), "cat /proc/self/oom_score_adj", "7"),
     "time-offset": (("--time-offset", "365d"),
                     "[ $(cut -d. -f1 /proc/uptime) -gt 31536000 ] && echo later", "later"),
+    "copy-out": (("--copy-out", "/none"), "echo ok", "ok"),
     "hostname": (("--hostname", "worker-7"), "hostname", "worker-7"),
     "env": (("--env", "A=1", "--env", "B=x y=z"), 'echo "$A $B"', "1 x y=z"),
     "working-dir": (("--working-dir", "/usr"), "pwd", "/usr"),
