@@ -58,6 +58,7 @@ ONLY_IN = {
     "pyroute2": ("supervisor.linux.netlink",),
     "pyinotify": ("supervisor.linux.inotify",),
     "rich": ("supervisor.front",),
+    "httpx": ("supervisor.image.transport",),
 }
 WITHOUT_TRIO = (*LEAN, "supervisor.model", "supervisor.cgroup", "supervisor.policy")
 
