@@ -201,6 +201,12 @@ def _diff(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(verb=_do_diff)
 
 
+def _volume(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.volumes import configure
+
+    configure(verb)
+
+
 def _init(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--systemd", action="store_true", help="print a unit instead, supervise@.service"
@@ -280,5 +286,6 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("print every step of a start, in order, without doing it", _plan),
     "doctor": ("try each namespace and each limit on this host", _doctor),
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
+    "volume": ("list and remove the named volumes of a state directory", _volume),
     "init": ("print an example configuration", _init),
 }

@@ -13,7 +13,7 @@ from supervisor.front.kinds import Context, Parser, must
 from supervisor.front.problems import Wrong, collect, found, unknown
 from supervisor.front.toml_lines import Path
 from supervisor.linux import caps
-from supervisor.model.job import HIDDEN, Device, Mount, Tmpfs, UserNamespace
+from supervisor.model.job import HIDDEN, Device, Mount, Tmpfs, UserNamespace, Volume
 from supervisor.model.limits import IoLimit
 
 LARGEST_ID = 2**32 - 2
@@ -72,6 +72,18 @@ def _short_mount(text: str, context: Context) -> Mount:
         raise must('"SOURCE:TARGET", "SOURCE:TARGET:ro" or a table', text)
     source, target = kinds.host_path(parts[0], context), _target(parts[1], context)
     return Mount(source, target, read_only=parts[2:] == ["ro"])
+
+
+def volume(value: Any, context: Context) -> Volume:
+    """A named volume: a table, or "NAME:TARGET[:ro]" as on the command line."""
+    if isinstance(value, str):
+        parts = value.split(":")
+        if not 2 <= len(parts) <= 3 or parts[2:] not in ([], ["ro"], ["rw"]) or "/" in parts[0]:
+            hint = "a directory of the host's is one of mounts" if "/" in parts[0] else ""
+            raise must('"NAME:TARGET", "NAME:TARGET:ro" or a table', value, hint)
+        value = {"name": parts[0], "target": parts[1], "read_only": parts[2:] == ["ro"]}
+    parsers = {"name": kinds.name, "target": _target, "read_only": kinds.boolean}
+    return Volume(**table(value, parsers, context, ("name", "target")))
 
 
 def tmpfs(value: Any, context: Context) -> Tmpfs:

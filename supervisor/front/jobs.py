@@ -237,7 +237,7 @@ class _Together:
 
     def targets(self) -> None:
         places: dict[str, str] = {}
-        for setting in ("mounts", "tmpfs", "devices"):
+        for setting in ("mounts", "volumes", "tmpfs", "devices"):
             for mount in self.values.get((setting,), ()):
                 if mount.target in places:
                     self.complain((setting,), f"two mounts at {mount.target}")

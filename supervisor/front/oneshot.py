@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             on_missing=args.on_missing,
             scratch=scratch,
             kept=kept,
+            state_dir=own.state_dir,
         )
         record = trio.run(_run, _with_terminal(config), settings, policies)
     _tell(record, args.record)

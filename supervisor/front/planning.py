@@ -26,7 +26,7 @@ from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
 from supervisor.front import config as configuration
 from supervisor.front.up import settings_of
 from supervisor.linux import caps
-from supervisor.model.job import JobSpec
+from supervisor.model.job import JobSpec, Mount
 from supervisor.model.limits import Limits
 from supervisor.policy import registry
 from supervisor.policy.engine import Engine
@@ -36,6 +36,7 @@ from supervisor.supervise.actions import lifted
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.instance import Settings
 from supervisor.supervise.run import refusals
+from supervisor.supervise.volumes import Volumes
 
 
 def plan(path: Path, wanted: str | None) -> Iterator[str]:
@@ -116,6 +117,7 @@ class _Planner:
         for one in missing:
             limits = lifted(limits, one.limit)
         spec = self._mapped(evolve(prepared.spec, limits=limits))
+        spec, volumes = self._with_volumes(spec)
         wants = self.engine.wants("on_memory_limit", spec)
         hold = limits.memory is not None and wants
         pressure = spec.pressure.wanted() if self.engine.wants("on_pressure", spec) else {}
@@ -139,6 +141,7 @@ class _Planner:
             yield f"# lacking: {error}"
             return
         yield from self._container_lacks(spec, run, rehearsed)
+        yield from volumes
         yield from self._directories(spec, run)
         yield from rehearsed.lines[_until_run(rehearsed, run) :]
         yield from map(_watch, rehearsed.notifications)
@@ -158,6 +161,18 @@ class _Planner:
         first = idranges.pool().first
         resolved = evolve(space, kind="map", host_id=first, size=idranges.SIZE)
         return evolve(spec, user_namespace=resolved)
+
+    def _with_volumes(self, spec: JobSpec) -> tuple[JobSpec, list[str]]:
+        """With those that are there as mounts, and what is done for those that are not."""
+        volumes = Volumes(self.state.root.parent)
+        mounts, lines = list(spec.mounts), []
+        for one in spec.volumes:
+            source = volumes.data(one.name)
+            if source.is_dir():
+                mounts.append(Mount(str(source), one.target, one.read_only))
+            else:
+                lines.append(f"# volume {one.name} is new: mkdir {source}, mounted at {one.target}")
+        return evolve(spec, mounts=tuple(mounts)), lines
 
     def _directories(self, spec: JobSpec, run: str) -> Iterator[str]:
         directory = self.state.runs / run

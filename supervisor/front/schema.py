@@ -282,6 +282,13 @@ JOB = Table((
             "Host directories or files it sees, and may write to as far as its user may, unless "
             "`read_only` is true (`:ro`); that then holds for mounts below, too.", "[]",
             '[{ source = "/srv/data", target = "/data", read_only = true }]', "mount", True),
+    Setting("volumes", Kind('array of `{ name, target, read_only }`, or of `"NAME:TARGET"`, '
+                            '`"NAME:TARGET:ro"`',
+                            kinds.array(compounds.volume, "an array of volumes"),
+                            "NAME:TARGET[:ro]", many=True),
+            "Directories that keep what is in them from run to run, made when they are first used, "
+            "for the user of that job; all instances of a `state_dir` share them "
+            "(`supervise volume`).", "[]", '["cache:/var/cache/job"]', "volume", True),
     Setting("tmpfs", Kind('array of `"/PATH"`, `"/PATH:size=64M"`, `"/PATH:inodes=1000"`, '
                           '`"/PATH:size=64M,inodes=1000"`',
                           kinds.array(compounds.tmpfs, "an array of tmpfs mounts"),

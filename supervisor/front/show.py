@@ -27,6 +27,7 @@ from supervisor.model.job import (
     PressureAt,
     Tmpfs,
     UserNamespace,
+    Volume,
 )
 from supervisor.model.limits import IoLimit
 from supervisor.model.units import duration_text, size_text
@@ -103,7 +104,7 @@ def _plain(key: str, value: Any) -> Any:
         case PressureAt():
             shares = {one.name: getattr(value, one.name) for one in fields(PressureAt)}
             return {name: _share(part) for name, part in shares.items()}
-        case Device() | Mount() | IoLimit():
+        case Device() | Mount() | IoLimit() | Volume():
             return _units(asdict(value))
         case tuple():
             return [_plain(key, item) for item in value]

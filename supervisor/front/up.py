@@ -133,6 +133,7 @@ def settings_of(config: Config) -> Settings:
         name=own.name,
         runtime=own.runtime_dir / own.name,
         state=StateDir(own.state_dir / own.name),
+        state_dir=own.state_dir,
         room=Room(capacity.memory, capacity.cpus, capacity.jobs),
         on_missing=own.on_missing,
         cgroup_parent=own.cgroup_parent,

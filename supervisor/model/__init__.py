@@ -43,6 +43,7 @@ from supervisor.model.job import (
     Stop,
     Tmpfs,
     UserNamespace,
+    Volume,
 )
 from supervisor.model.limits import IoLimit, Limits
 from supervisor.model.record import Reason, RunRecord
@@ -50,7 +51,7 @@ from supervisor.model.state import State
 from supervisor.model.view import JobView
 
 __all__ = [
-    "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Tmpfs", "Device", "Restart", "Stop",
+    "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Volume", "Tmpfs", "Device", "Restart", "Stop",
     "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS", "Port", "Egress",
     "Image", "ImageConfig",
     "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Pressure", "Timeout", "Exited",

@@ -72,6 +72,15 @@ class Mount:
 
 
 @frozen
+class Volume:
+    """A directory of the state directory's that keeps its content from run to run, by its name."""
+
+    name: str
+    target: str
+    read_only: bool = False
+
+
+@frozen
 class Tmpfs:
     """A tmpfs at `target`; what is in it counts against the job's memory.  `size` in bytes.
 
@@ -230,6 +239,7 @@ class JobSpec:
     copy_out: tuple[str, ...] = ()
     hide: tuple[str, ...] = HIDDEN
     mounts: tuple[Mount, ...] = ()
+    volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     devices: tuple[Device, ...] = ()
     network: Literal["none", "host", "bridge"] = "none"

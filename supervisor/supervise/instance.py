@@ -40,6 +40,7 @@ from supervisor.supervise.job import Job
 from supervisor.supervise.network import Network, Place
 from supervisor.supervise.reaper import Child, Reaper
 from supervisor.supervise.shared import Log, Shared
+from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
 
@@ -50,7 +51,7 @@ POOL = 4
 @frozen
 class Settings:
     """What an instance is told.  `state` None: a one-shot run; `scratch` for its writable layer,
-    `kept` for one that stays.
+    `kept` for one that stays.  `state_dir` has what instances share: named volumes.
 
     `pool`: the bridge's addresses, None for a network that is free.
     """
@@ -63,6 +64,7 @@ class Settings:
     cgroup_parent: str | None = None
     scratch: Path | None = None
     kept: StateDir | None = None
+    state_dir: Path | None = None
     pool: str | None = None
 
 
@@ -178,6 +180,7 @@ async def open_instance(
             state=settings.state,
             scratch=settings.scratch,
             kept=settings.kept,
+            volumes=Volumes(settings.state_dir) if settings.state_dir else None,
             id_ranges=ids,
         )
         instance = Instance(shared, specs)

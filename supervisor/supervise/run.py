@@ -46,6 +46,7 @@ from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Shared
 from supervisor.supervise.storage import Storage
+from supervisor.supervise.volumes import Taken
 from supervisor.watch.pressure import Gauge, is_gone
 from supervisor.watch.subscription import Subscription
 
@@ -102,6 +103,7 @@ class Run:
         self._seen_all = trio.Event()
         self._timers: trio.Nursery | None = None
         self.gauges: list[Gauge] = []
+        self.taken: list[Taken] = []
         self.output: Output | None = None
         self.cgroup: JobCgroup
         self.container: Container
@@ -112,6 +114,7 @@ class Run:
         try:
             async with (
                 self._ids(),
+                self._volumes(),
                 self._storage() as storage,
                 self._cgroup(),
                 self._followed(),
@@ -153,6 +156,20 @@ class Run:
 
     async def _give_back(self, first: int) -> None:
         self.shared.id_ranges.give_back(first)
+
+    @asynccontextmanager
+    async def _volumes(self) -> AsyncIterator[None]:
+        """The run's named volumes, which nobody removes meanwhile, as mounts."""
+        volumes = self.shared.volumes
+        with ExitStack() as stack:
+            for volume in self.spec.volumes:
+                assert volumes is not None
+                taken = await trio.to_thread.run_sync(volumes.take, volume)
+                stack.callback(taken.close)
+                self.taken.append(taken)
+            mounts = (*self.spec.mounts, *(taken.mount for taken in self.taken))
+            self.spec = evolve(self.spec, mounts=mounts)
+            yield
 
     @asynccontextmanager
     async def _storage(self) -> AsyncIterator[Storage]:
@@ -320,9 +337,10 @@ class Run:
         """The container, its command exec'ed; every process of it is gone at the end."""
         shared = self.shared
         spec = self.spec if connection is None else connection.spec
-        request = build.request(
-            spec, self.id, self.cgroup.entry, shared.host.facts(), storage.layers
-        )
+        facts = shared.host.facts()
+        request = build.request(spec, self.id, self.cgroup.entry, facts, storage.layers)
+        for taken in self.taken:
+            taken.give(spec, facts, request.uid, request.gid)
         self.container = await shared.launcher.start(request, storage.streams)
         storage.started()
         try:

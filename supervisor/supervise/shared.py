@@ -22,6 +22,7 @@ from supervisor.supervise.admission import Admission
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.network import Network
 from supervisor.supervise.reaper import Reaper
+from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import Watcher
 from supervisor.watch.kernel_log import KernelLog
 
@@ -59,4 +60,5 @@ class Shared:
     state: StateDir | None = None
     scratch: Path | None = None
     kept: StateDir | None = None
+    volumes: Volumes | None = None
     run_ids: RunIds = Factory(lambda: RunIds(time.time))

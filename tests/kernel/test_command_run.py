@@ -126,6 +126,7 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "oom-score-adj": (("--oom-score-adj", "7"), "cat /proc/self/oom_score_adj", "7"),
     "time-offset": (("--time-offset", "365d"),
                     "[ $(cut -d. -f1 /proc/uptime) -gt 31536000 ] && echo later", "later"),
+    "volume": (("--volume", "v:/v:ro"), "touch /v/x 2>/dev/null || echo read-only", "read-only"),
     "copy-out": (("--copy-out", "/none"), "echo ok", "ok"),
     "hostname": (("--hostname", "worker-7"), "hostname", "worker-7"),
     "env": (("--env", "A=1", "--env", "B=x y=z"), 'echo "$A $B"', "1 x y=z"),
@@ -198,6 +199,8 @@ def test_a_flag_does_what_it_says(
             supervise = stack.enter_context(netns.namespace()).inside(supervise)
         done = supervise("run", *words, "--", "sh", "-c", script)
     assert "Traceback" not in done.stderr
+    if flag == "volume":
+        assert supervise("volume", "remove", "v").status == 0
     if flag in ONLY and memory_version() != ONLY[flag]:  # which has no such thing
         assert (done.stdout, done.status) == ("", 125), done
         assert f"limits.{flag.replace('-', '_')}" in done.stderr and "fix: " in done.stderr

@@ -36,6 +36,7 @@ limits.io = [{ path = "/srv", read_bps = "50M", write_iops = 3 }]
 root = "./r"
 write = "overlay"
 keep = "always"
+volumes = ["a:/v:ro"]
 copy_out = ["/a/b", "/c"]
 mounts = ["/a:/b:ro", "x:/c"]
 tmpfs = ["/s:size=1M"]
@@ -98,7 +99,7 @@ def test_flags_say_what_a_file_says():
         "--swappiness", "3", "--pids", "32", "--cpus", "1.5",
         "--cpu-weight", "7", "--cpuset", "0", "--open-files", "9",
         "--io", "/srv:read_bps=50M,write_iops=3", "--root", "./r", "--write", "overlay", "--keep",
-        "--copy-out", "/a/b", "--copy-out", "/c",
+        "--copy-out", "/a/b", "--copy-out", "/c", "--volume", "a:/v:ro",
         "--mount", "/a:/b:ro", "--mount", "x:/c", "--tmpfs", "/s:size=1M", "--network", "bridge",
         "--port", "80:8080", "--port", "[::1]:53:53/tcp", "--egress", "10.0.0.0/8:443", "--dns",
         "9.9.9.9", "--bandwidth", "1M",

@@ -22,6 +22,7 @@ from supervisor.model import (
     Stop,
     Tmpfs,
     UserNamespace,
+    Volume,
 )
 
 CONTEXT = Context(Path("/etc/batch"), memory=lambda: 8 * 2**30, uid=0, environment={})
@@ -60,6 +61,7 @@ plugins = ["grow-memory", "./mine.py"]
 command = "xz -9 'a file'"
 root = "./root"
 keep = true
+volumes = ["cache:/c:ro", { name = "more", target = "/m/" }]
 copy_out = ["/out/r.csv", "/tmp//x"]
 mounts = [{ source = "data", target = "/data/", read_only = false }, "/a:/b:ro", "/c:/d"]
 tmpfs = ["/scratch:size=64M", "/other", "/tmp:inodes=9", "/dev/shm:size=4K,inodes=9"]
@@ -91,6 +93,7 @@ expect = "oom"
         root="/etc/batch/root",
         write="overlay",
         keep="always",
+        volumes=(Volume("cache", "/c", True), Volume("more", "/m", False)),
         copy_out=("/out/r.csv", "/tmp/x"),
         mounts=(
             Mount("/etc/batch/data", "/data", False),
