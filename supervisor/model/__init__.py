@@ -51,8 +51,8 @@ from supervisor.model.state import State
 from supervisor.model.view import JobView
 
 __all__ = [
-    "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Volume", "Tmpfs", "Device", "Restart", "Stop",
-    "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS", "Port", "Egress",
+    "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Volume", "Tmpfs", "Device", "Restart",
+    "Stop", "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS", "Port", "Egress",
     "Image", "ImageConfig",
     "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Pressure", "Timeout", "Exited",
     "Populated", "CgroupGone", "Tick",
