@@ -255,7 +255,7 @@ class Live:
 
         `status` is called in the event loop, and only while the table is shown.
         """
-        live = _rich_live(self._console)
+        live = rich_live(self._console)
         try:
             while not self._gone:
                 await self._draw(live, status())
@@ -319,7 +319,7 @@ def make_console(stream: TextIO, colour: bool, **settings: Any) -> Console:
     )
 
 
-def _rich_live(console: Console) -> RichLive:
+def rich_live(console: Console) -> RichLive:
     from rich.live import Live as RichLive
 
     return RichLive(
