@@ -18,10 +18,12 @@ from supervisor.front.flags import add_job_flags, config_from_flags, from_flags
 from supervisor.front.jobs import read_jobs
 from supervisor.front.kinds import NAME, Context
 from supervisor.front.problems import Problems, dotted, found, unknown
-from supervisor.front.schema import SUPERVISOR, TOP, TOP_LATER
+from supervisor.front.registries import registry_settings
+from supervisor.front.schema import IMAGES, SUPERVISOR, TOP
 from supervisor.front.settings import (
     Capacity,
     Config,
+    ImageSettings,
     SupervisorSettings,
     default_runtime,
     default_state,
@@ -108,16 +110,15 @@ def _read(
     problems: Problems,
 ) -> Config:
     for key in document:
-        if key in TOP_LATER:
-            problems.add((key,), f"{key} is not available in this version")
-        elif key not in TOP:
+        if key not in TOP:
             problems.add((key,), f"unknown key; {unknown(key, TOP)}")
     settings = _supervisor(document.get("supervisor", {}), filename, context, problems)
+    images = _images(document.get("images", {}), context, problems)
     policies = _policies(document.get("policies", {}), problems)
     jobs = read_jobs(document, context, problems)
     tables = document.get("jobs", {})
     check_all(jobs, settings, policies, tables if isinstance(tables, dict) else (), problems)
-    return Config(filename, settings, tuple(jobs), policies, lines)
+    return Config(filename, settings, tuple(jobs), policies, images, lines)
 
 
 def _policies(value: Any, problems: Problems) -> dict[str, dict[str, Any]]:
@@ -147,6 +148,12 @@ def _supervisor(
         **section(values, "network"),
         **single,
     )
+
+
+def _images(value: Any, context: Context, problems: Problems) -> ImageSettings:
+    raw = flatten(IMAGES, value, ("images",), problems)
+    values = parse_values(IMAGES, raw, context, problems)
+    return ImageSettings(registry_settings(values, problems))
 
 
 def default_name(filename: str) -> str:

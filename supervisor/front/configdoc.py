@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from supervisor.front.matrix import MOST_MEMBERS
-from supervisor.front.schema import JOB, SUPERVISOR, Setting
+from supervisor.front.schema import IMAGES, JOB, SUPERVISOR, Setting
 
 _HEAD = """\
 # Configuration reference
@@ -21,6 +21,7 @@ _HEAD = """\
 | table | holds |
 |---|---|
 | `[supervisor]` | the instance: where it keeps its state, its policies, how much may run at once |
+| `[images]` | where images come from (images.md) |
 | `[policies.NAME]` | the arguments of one policy; each policy says which (policies.md) |
 | `[defaults]` | settings merged under every job, key by key: a job's `limits.memory` replaces that of the defaults and leaves its `limits.pids` |
 | `[jobs.NAME]` | one job; NAME has at most 64 letters, digits, `_`, `-`, `.` |
@@ -83,8 +84,8 @@ braces mean nothing.
 
 ## Reserved
 
-`limits.disk`, `schedule`, images as `root` and `[images]` are not available in this version. They are
-refused, never ignored.
+`limits.disk`, `schedule` and images as `root` are not available in this version. They are refused,
+never ignored.
 """
 
 
@@ -95,6 +96,7 @@ def reference() -> str:
     parts = [
         _HEAD,
         "## `[supervisor]`\n\n" + _table(SUPERVISOR.settings, flags=False),
+        "## `[images]`\n\n" + _table(IMAGES.settings, flags=False),
         "## `[jobs.NAME]` and `[defaults]`\n\n" + _table(top),
         _HOOKS + _table(hooks),
         _ACTIONS,

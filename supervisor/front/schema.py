@@ -1,7 +1,7 @@
 """The one table of settings.  It feeds the parser, `run`'s flags, and docs/config.md.
 
 May import: `errors`, `model`, `front.kinds`, `front.compounds`, `front.networks`,
-`front.actions`.  A setting is
+`front.registries`, `front.actions`.  A setting is
 added here and nowhere else, plus a field of the class that holds it (`model.job.JobSpec` or
 `front.settings`).
 """
@@ -13,7 +13,7 @@ from functools import cached_property
 
 from attrs import define, field
 
-from supervisor.front import actions, compounds, kinds, networks
+from supervisor.front import actions, compounds, kinds, networks, registries
 from supervisor.front.kinds import Kind
 from supervisor.model.job import HOOKS
 from supervisor.model.record import Reason
@@ -401,5 +401,20 @@ JOB = Table((
     "limits.disk", "schedule",
 }))  # fmt: skip
 
-TOP = ("supervisor", "policies", "defaults", "jobs")
-TOP_LATER = frozenset({"images"})
+_HOSTS = Kind("array of hosts, HOST or HOST:PORT",
+              kinds.array(registries.host, "an array of hosts"), "HOST")  # fmt: skip
+_MIRRORS = Kind('array of `"[http[s]://]HOST[:PORT][/PREFIX]"`',
+                kinds.array(kinds.string, "an array of mirrors"), "MIRROR")  # fmt: skip
+IMAGES = Table((
+    Setting("mirrors.*", _MIRRORS,
+            "Asked for the images of this registry, in this order and before it.", "none",
+            '["http://127.0.0.1:5001", "https://mirror.example/hub"]'),
+    Setting("insecure", _HOSTS,
+            "Registries and mirrors that may be spoken to in plain HTTP if they know no TLS, "
+            "without credentials; certificates are checked all the same. Loopback hosts may.",
+            "[]", '["10.0.0.9:5000"]'),
+    Setting("ca", HOST_PATH, "A file of certificates (PEM) that are trusted beside the system's.",
+            "none", '"/etc/ssl/registry.pem"'),
+))  # fmt: skip
+
+TOP = ("supervisor", "images", "policies", "defaults", "jobs")

@@ -1,6 +1,6 @@
 """What a configuration file becomes: the instance's settings and the jobs, frozen.
 
-May import: `model`, `front.toml_lines`, `front.kinds`.
+May import: `model`, `image.hosts`, `front.toml_lines`, `front.kinds`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from attrs import field, frozen
 
 from supervisor.front.kinds import Context
 from supervisor.front.toml_lines import Lines
+from supervisor.image.hosts import RegistrySettings
 from supervisor.model.job import JobSpec
 
 
@@ -43,6 +44,13 @@ class SupervisorSettings:
 
 
 @frozen
+class ImageSettings:
+    """Where images come from."""
+
+    registries: RegistrySettings = field(factory=RegistrySettings)
+
+
+@frozen
 class Config:
     """One configuration, checked.
 
@@ -54,6 +62,7 @@ class Config:
     supervisor: SupervisorSettings
     jobs: tuple[JobSpec, ...]
     policies: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    images: ImageSettings = ImageSettings()
     lines: Lines = field(factory=lambda: Lines(""), eq=False, repr=False)
 
     def where(self, *path: str | int) -> str:

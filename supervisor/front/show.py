@@ -14,7 +14,7 @@ from attrs import asdict, fields
 
 from supervisor.front import networks
 from supervisor.front.problems import is_bare
-from supervisor.front.settings import Config, SupervisorSettings
+from supervisor.front.settings import Config, ImageSettings, SupervisorSettings
 from supervisor.model.job import (
     HIDDEN,
     Device,
@@ -42,6 +42,8 @@ _NONE_IS_MAX = ("attempts",)
 def show(config: Config) -> str:
     """The whole configuration as TOML, one table per job."""
     lines = ["[supervisor]", *_pairs(_supervisor(config.supervisor))]
+    if images := _images(config.images):
+        lines += ["", "[images]", *_pairs(images)]
     for name, arguments in config.policies.items():
         lines += ["", f"[policies.{_key(name)}]", *_pairs(arguments)]
     for job in config.jobs:
@@ -64,6 +66,13 @@ def _supervisor(settings: SupervisorSettings) -> dict[str, Any]:
         **_set({"network": {"pool": settings.pool} if settings.pool else None}),
         **_nonempty({"capacity": _units(asdict(settings.capacity))}),
     }
+
+
+def _images(settings: ImageSettings) -> dict[str, Any]:
+    registries = settings.registries
+    mirrors = {name: list(texts) for name, texts in registries.mirrors.items()}
+    table = {"mirrors": mirrors, "insecure": list(registries.insecure)}
+    return _nonempty(table) | _set({"ca": registries.ca and str(registries.ca)})
 
 
 def _job(job: JobSpec) -> dict[str, Any]:

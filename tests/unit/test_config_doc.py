@@ -10,12 +10,12 @@ from attrs import fields
 
 from supervisor.front import example
 from supervisor.front.configdoc import reference
-from supervisor.front.schema import JOB, SUPERVISOR
+from supervisor.front.schema import IMAGES, JOB, SUPERVISOR
 from supervisor.model import JobSpec, Limits, Restart, Stop
 from tests.unit.test_config_parse import CONTEXT, read
 
 TOP = Path(__file__).parents[2]
-SETTINGS = [*SUPERVISOR.settings, *JOB.settings]
+SETTINGS = [*SUPERVISOR.settings, *IMAGES.settings, *JOB.settings]
 
 
 def test_the_reference_is_current():

@@ -174,6 +174,19 @@ deep = [{ a = 1979-05-27T07:32:00Z, "b c" = [inf, -1.5, {}] }]
     assert show(again) == show(config)
 
 
+def test_what_is_said_of_registries_reads_back():
+    top = """images.ca = "certificates/ca.pem"
+        images.insecure = ["10.0.0.9:5000"]
+        images.mirrors."docker.io" = ["http://127.0.0.1:5001", "m.example/hub"]
+        """
+    config = read(top + "[jobs.one]\ncommand = 'x'")
+    registries = config.images.registries
+    assert registries.insecure == ("10.0.0.9:5000",)
+    assert registries.ca == CONTEXT.base / "certificates/ca.pem"
+    assert registries.mirrors == {"docker.io": ("http://127.0.0.1:5001", "m.example/hub")}
+    assert parse(show(config), "y.toml", ELSEWHERE).images == config.images
+
+
 def test_the_example_reads_back():
     config = parse(example.text(), "config.toml.example", CONTEXT)
     assert parse(show(config), "x.toml", ELSEWHERE).jobs == config.jobs
