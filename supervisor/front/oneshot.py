@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import trio
 from attrs import evolve
@@ -18,6 +17,7 @@ from attrs import evolve
 from supervisor.errors import KernelError
 from supervisor.front.config import Config, config_from_flags
 from supervisor.front.flags import where
+from supervisor.front.lines import Entry, Printer, line_of
 from supervisor.model.record import Reason, RunRecord
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy
@@ -52,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
             kept=kept,
             state_dir=own.state_dir,
         )
-        record = trio.run(_run, _with_terminal(config), settings, policies)
+        told = Printer(sys.stderr, _line)
+        try:
+            record = trio.run(_run, _with_terminal(config), settings, policies, told)
+        finally:
+            sys.stderr.write(told.take())  # of the end, when nobody runs it any more
     _tell(record, args.record)
     return exit_status(record)
 
@@ -66,11 +70,14 @@ def _with_terminal(config: Config) -> Config:
     return evolve(config, jobs=(evolve(job, environment={"TERM": term, **job.environment}),))
 
 
-async def _run(config: Config, settings: Settings, policies: tuple[Policy, ...]) -> RunRecord:
+async def _run(
+    config: Config, settings: Settings, policies: tuple[Policy, ...], told: Printer
+) -> RunRecord:
     async with (
-        open_instance(settings, config.jobs, policies, QuietLog(_say)) as instance,
+        open_instance(settings, config.jobs, policies, QuietLog(told)) as instance,
         trio.open_nursery() as nursery,
     ):
+        nursery.start_soon(told.run)
         await nursery.start(obey_signals, instance)
         await instance.run()
         nursery.cancel_scope.cancel()
@@ -81,13 +88,9 @@ def _last(instance: Instance) -> RunRecord:
     return instance.records[-1]
 
 
-def _say(entry: dict[str, Any]) -> None:
-    if entry["event"] in TOLD:
-        from supervisor.front.lines import line_of
-
-        line = line_of(entry)
-        if line is not None:
-            print(f"supervise: {line}", file=sys.stderr)
+def _line(entry: Entry) -> str | None:
+    line = line_of(entry) if entry["event"] in TOLD else None
+    return None if line is None else f"supervise: {line}"
 
 
 def _tell(record: RunRecord, target: str | None) -> None:

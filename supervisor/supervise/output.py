@@ -8,12 +8,21 @@ Others write to their files themselves, and need nobody.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import select
+import sys
+import termios
 from collections.abc import Callable, Sequence
 
 import trio
 
 CHUNK = 64 * 1024
+PIECE = 4096
+"""Bytes for one write(2): somebody who reads slowly is seen to take them (PIPE_BUF, pipe(7))."""
+
+STALLED = 5.0
+"""Seconds, in a hurry: a target that takes nothing for so long is given up."""
 
 
 class Output:
@@ -38,55 +47,102 @@ class Output:
         self._told = False
         self._failed: set[int] = set()
         self._broken: set[int] = set()
-        self._scope = trio.CancelScope()
+        self._waits: set[trio.CancelScope] = set()
+        self._over = False
+        self._hurry = trio.Event()
+        self._copied = trio.Event()
         self._taken = 0
         self.written = 0
         """Bytes that have arrived at their targets."""
 
     async def run(self) -> None:
         """Until every writer has closed its end, or `finish`."""
-        with self._scope:
+        try:
             async with trio.open_nursery() as nursery:
                 for reader, target in self._pairs:
                     os.set_blocking(reader, False)
                     nursery.start_soon(self._copy, reader, target)
-
-    async def _copy(self, reader: int, target: int) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(reader)
-            data = os.read(reader, CHUNK)
-            if not data:
-                return
-            # Not to be torn apart: a chunk that has been read is written, whoever cancels.
-            with trio.CancelScope(shield=True):
-                await self._write(reader, target, data)
-            if target in self._broken:
-                _break(reader)
-                return
+        finally:
+            self._copied.set()
 
     async def finish(self) -> None:
-        """The job is over: take what is left in the pipes, and stop.
+        """The job is over: wait until what it has written has arrived.
 
         Its processes are all gone, so nothing is added; somebody else who was handed such a pipe
         is not waited for.
         """
-        self._scope.cancel()
-        for reader, target in self._pairs:
-            while data := _read_now(reader):
-                await self._write(reader, target, data)
+        self._over = True
+        for scope in self._waits:
+            scope.cancel()
+        await self._copied.wait()
 
-    async def _write(self, reader: int, target: int, data: bytes) -> None:
+    def hurry(self) -> None:
+        """From now on nobody is waited for who reads nothing for STALLED seconds."""
+        self._hurry.set()
+
+    async def _copy(self, reader: int, target: int) -> None:
+        while not self._over:
+            await self._wait(reader)
+            data = _read_now(reader, CHUNK)
+            if data is None:
+                continue  # it is over; or the job has read its own output
+            if not data:
+                return
+            await self._pass_on(target, data)
+            if target in self._broken:
+                _break(reader)
+                return
+        await self._copy_rest(reader, target)
+
+    async def _wait(self, reader: int) -> None:
+        """Until there is something to read, or the job is over."""
+        with trio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                await trio.lowlevel.wait_readable(reader)
+            finally:
+                self._waits.discard(scope)
+
+    async def _copy_rest(self, reader: int, target: int) -> None:
+        """What the pipe holds, and not what somebody outside goes on writing to it."""
+        left = _held(reader)
+        while left > 0 and (data := _read_now(reader, min(left, CHUNK))):
+            left -= len(data)
+            await self._pass_on(target, data)
+
+    async def _pass_on(self, target: int, data: bytes) -> None:
         kept = data[: self._limit - self._taken]
         self._taken += len(kept)
         if kept and target not in self._failed:
-            # whoever reads a caller's pipe may take his time: it is not ours to wait for
-            done, error = await trio.to_thread.run_sync(_write_all, target, kept)
-            self.written += done
-            if error is not None:
-                self._give_up(target, error)
+            await self._write(target, kept)
         if len(kept) < len(data) and not self._told:
             self._told = True
             self._full()
+
+    async def _write(self, target: int, data: bytes) -> None:
+        """Not to be torn apart: a chunk that has been read is written, whoever cancels."""
+        chunk = _Chunk(target, data)
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.shield = True
+            nursery.start_soon(self._abandon, chunk, nursery.cancel_scope)
+            await trio.to_thread.run_sync(chunk.write, abandon_on_cancel=True)
+            nursery.cancel_scope.cancel()
+        self.written += chunk.done
+        if chunk.abandoned:
+            self._failed.add(target)
+            self._trouble(f"the job's last output is lost: nobody has read it for {STALLED:g} s")
+        elif chunk.error is not None:
+            self._give_up(target, chunk.error)
+
+    async def _abandon(self, chunk: _Chunk, thread: trio.CancelScope) -> None:
+        """In a hurry, leave the thread alone with a target that takes nothing."""
+        await self._hurry.wait()
+        before = -1
+        while chunk.done > before:
+            before = chunk.done
+            await trio.sleep(STALLED)
+        chunk.abandoned = True
+        thread.cancel()
 
     def _give_up(self, target: int, error: OSError) -> None:
         self._failed.add(target)
@@ -96,6 +152,36 @@ class Output:
             self._trouble(f"cannot write the job's output: {error.strerror}")
 
 
+class _Chunk:
+    """Some bytes on their way to a target.
+
+    `done` of them have arrived; once it is `abandoned` no more are written.
+    """
+
+    def __init__(self, target: int, data: bytes) -> None:
+        self._target = target
+        self._data = data
+        self.done = 0
+        self.error: OSError | None = None
+        self.abandoned = False
+
+    def write(self) -> None:
+        """In a thread: whoever reads a caller's pipe may take his time."""
+        try:
+            while self.done < len(self._data) and not self.abandoned:
+                self._write_piece()
+        except OSError as error:
+            self.error = error
+
+    def _write_piece(self) -> None:
+        try:
+            self.done += os.write(self._target, self._data[self.done : self.done + PIECE])
+        except BlockingIOError:  # the caller's streams are as the caller has set them
+            room = select.poll()
+            room.register(self._target, select.POLLOUT)
+            room.poll()
+
+
 def _break(reader: int) -> None:
     """To the job, its reader has gone: it gets SIGPIPE, as if it had written there itself."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -103,19 +189,16 @@ def _break(reader: int) -> None:
     os.close(null)
 
 
-def _read_now(reader: int) -> bytes:
+def _read_now(reader: int, size: int) -> bytes | None:
+    """None: there is nothing; b"": nobody can write there any more."""
     try:
-        return os.read(reader, CHUNK)
+        return os.read(reader, size)
     except BlockingIOError:
-        return b""
+        return None
 
 
-def _write_all(target: int, data: bytes) -> tuple[int, OSError | None]:
-    """How many bytes have been written, and why no more."""
-    done = 0
-    try:
-        while done < len(data):
-            done += os.write(target, data[done:])
-    except OSError as error:
-        return done, error
-    return done, None
+def _held(reader: int) -> int:
+    """How many bytes wait in a pipe (FIONREAD, pipe(7))."""
+    size = bytearray(4)
+    fcntl.ioctl(reader, termios.FIONREAD, size)
+    return int.from_bytes(size, sys.byteorder)

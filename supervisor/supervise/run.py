@@ -97,6 +97,7 @@ class Run:
         self._on_state = on_state
         self._state = State.STARTING
         self._hurry = trio.Event()
+        self._leaving = False
         self._impatient = False
         self._failed = False
         self._frozen = False
@@ -370,10 +371,16 @@ class Run:
             full=lambda: self.stop(Reason.OUTPUT, "configuration", why, now=True),
             trouble=self.warn,
         )
+        if self._leaving:
+            self.output.hurry()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.output.run)
-            yield
-            await self.output.finish()
+            try:
+                yield
+                await self.output.finish()
+            except BaseException:
+                self.output.hurry()
+                raise
 
     async def _live(self) -> ExitStatus | Lost:
         """From exec to the end of the last process, with everybody who watches and decides."""
@@ -487,6 +494,8 @@ class Run:
         """
         if now:
             self._hurry.set()
+        if reason is Reason.STOPPED:
+            self._leave()
         if self.cause is not None or self.finished_at:
             self._impatient = self._impatient or now
             return
@@ -498,6 +507,12 @@ class Run:
             self._timers.start_soon(stopping.end, self, self._hurry)
         elif stopping.is_held(self):
             stopping.kill(self)  # it would never come to run
+
+    def _leave(self) -> None:
+        """The supervisor is to stop: it waits for nobody who does not read the job's output."""
+        self._leaving = True
+        if self.output is not None:
+            self.output.hurry()
 
     def _killed_already(self) -> bool:
         try:

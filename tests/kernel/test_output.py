@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from supervisor.linux import proc
 from tests.support.batch import Batch
 from tests.support.command import State, Supervise
 from tests.support.containers import (
@@ -127,3 +134,45 @@ def test_a_stream_that_somebody_else_holds_is_not_waited_for(
                 assert process.stdout.read() == "end\n"
                 assert process.wait(timeout=60) == 0
                 os.close(held)
+
+
+@contextmanager
+def unread(where: State, stderr: int | None) -> Iterator[subprocess.Popen[str]]:
+    """A flood whose reader has stopped reading; `stderr` None: it is the same pipe."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    streams = {"stdout": writer, "stderr": stderr or writer}
+    try:
+        with within(where, (), "run", "--output", "1G", "--", "yes", **streams) as process:
+            os.close(writer)
+            full = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+            while int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), "little") < full:
+                assert process.poll() is None, "it ended instead of writing"
+            try:
+                yield process
+            except BaseException:
+                process.kill()
+                raise
+    finally:
+        os.close(reader)
+
+
+def test_ctrl_c_waits_for_nobody_who_does_not_read(tmp_state: State) -> None:
+    with unread(tmp_state, subprocess.PIPE) as process:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the job's last output is lost: nobody has read it for 5 s" in err
+
+
+def test_not_even_where_there_is_no_room_to_tell_of_it(tmp_state: State) -> None:
+    """`2>&1`: what is left of the job is cleared away; its explanation waits for a reader."""
+    with unread(tmp_state, None) as process:
+        assert proc.children(process.pid)
+        process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + 60
+        while proc.children(process.pid):
+            assert time.monotonic() < deadline, "held up by a pipe that nobody reads"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == -signal.SIGTERM
