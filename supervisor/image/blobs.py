@@ -171,7 +171,7 @@ class Blobs:
         """A blob whose content is at hand; its digest."""
         digest = digest_of(data)
         path = self.path(digest)
-        if not path.is_file():
+        if not path.is_file() or path.read_bytes() != data:  # it may have rotten
             with files.told(path, "cannot write"):
                 files.write_atomically(path, data)
         return digest

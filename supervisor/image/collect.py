@@ -64,7 +64,8 @@ def collect(store: Store, wish: Wish, *, dry: bool = False) -> Collected:
         with files.told(store.gate, "cannot lock"), files.locked(store.gate):
             held = [] if dry else list(abandoned(store.tmp))
             try:
-                _mark(store, wish, trash, done, dry)
+                gone = [path for path, _fd in held]
+                _mark(store, wish, claimed(store.tmp, gone), trash, done, dry)
             except BaseException:
                 _let_go(held)
                 raise
@@ -81,15 +82,16 @@ def sweep(store: Store) -> None:
     _clear(held)
 
 
-def _mark(store: Store, wish: Wish, trash: Workspace, done: Collected, dry: bool) -> None:
-    claims = claimed(store.tmp)
+def _mark(
+    store: Store, wish: Wish, claims: set[str], trash: Workspace, done: Collected, dry: bool
+) -> None:
     records = store.records()
     kept = _drop_images(store, wish, records, claims, done, dry)
     needed = claims.union(*({one.digest, one.config, *one.layers} for one in kept))
     _drop_layers(store, {hex_of(one) for one in needed}, trash, done, dry)
     _drop_blobs(store, {hex_of(one) for one in needed}, done, dry)
     if not dry:
-        _drop_rest(store, {hex_of(one) for one in needed}, wish)
+        _drop_rest(store, wish)
 
 
 def _drop_images(
@@ -162,15 +164,14 @@ def _drop_blobs(store: Store, needed: set[str], done: Collected, dry: bool) -> N
             path.unlink()
 
 
-def _drop_rest(store: Store, needed: set[str], wish: Wish) -> None:
+def _drop_rest(store: Store, wish: Wish) -> None:
     """Interrupted downloads, locks and temporary files that nobody holds."""
     doomed = [store.layers.locks]
     if wish.partials:
         doomed.append(store.blobs.partial)
     for directory in doomed:
         for path in sorted(directory.iterdir()):
-            if path.name not in needed:
-                _unlink_unheld(path)
+            _unlink_unheld(path)
     for directory in (store.images_dir, store.names_dir, store.blobs.whole):
         files.sweep(directory)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from supervisor.errors import ImageError
@@ -90,10 +90,15 @@ def abandoned(tmp: Path) -> Iterator[tuple[Path, int]]:
             yield path, fd
 
 
-def claimed(tmp: Path) -> set[str]:
-    """What those at work have claimed (called while the store's lock is held)."""
+def claimed(tmp: Path, gone: Collection[Path]) -> set[str]:
+    """What those at work have claimed, without the abandoned ones, which are `gone`.
+
+    Called while the store's lock is held.
+    """
     found: set[str] = set()
     for path in tmp.glob(f"*/{_CLAIMS}"):
+        if path.parent in gone:
+            continue
         try:
             found |= set(json.loads(path.read_bytes()))
         except FileNotFoundError:
