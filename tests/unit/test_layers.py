@@ -35,6 +35,15 @@ LAUNCHED = (
     "supervisor.container.init",
 )
 LEAN = ("supervisor.errors", "supervisor.linux", *LAUNCHED)
+# Those of the extraction's.
+EXTRACTING = (
+    "supervisor.image.extractor",
+    "supervisor.image.extract",
+    "supervisor.image.fields",
+    "supervisor.image.names",
+    "supervisor.image.removal",
+    "supervisor.image.tar",
+)
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "supervisor.errors": (),
     "supervisor.model": ("supervisor.errors",),
@@ -43,6 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "supervisor.image": ABOVE_FRONT[:4],
     "supervisor.container": (*ABOVE_FRONT[:3], "supervisor.cgroup.api", "supervisor.image"),
     **dict.fromkeys(LAUNCHED, LEAN),
+    **dict.fromkeys(EXTRACTING, ("supervisor.errors", "supervisor.linux", *EXTRACTING)),
     "supervisor.watch": ABOVE_FRONT[:4],
     "supervisor.policy": ABOVE_FRONT[:2],
     "supervisor.record": ABOVE_FRONT[:2],
@@ -60,7 +70,7 @@ ONLY_IN = {
     "rich": ("supervisor.front",),
     "httpx": ("supervisor.image.transport",),
 }
-WITHOUT_TRIO = (*LEAN, "supervisor.model", "supervisor.cgroup", "supervisor.policy")
+WITHOUT_TRIO = (*LEAN, *EXTRACTING, "supervisor.model", "supervisor.cgroup", "supervisor.policy")
 
 # What must not be in an interpreter that clones containers: each is paid for in every clone.
 HEAVY = frozenset(
@@ -130,7 +140,7 @@ def layer_violations(root: Path) -> list[str]:
             continue
         rule = rule_of(one.importer)
         # A package imports itself; but its lean modules do not import the rest of it.
-        alone = rule in ("supervisor", *LAUNCHED)
+        alone = rule in ("supervisor", *LAUNCHED, *EXTRACTING)
         itself = () if alone else (rule,)
         allowed = (*MAY_IMPORT[rule], *itself)
         if not within(one.imported, allowed):
@@ -180,6 +190,10 @@ def test_every_package_has_a_rule() -> None:
 
 def test_what_the_launcher_loads_is_lean() -> None:
     assert loaded_by("supervisor.container.launcher", ROOT) & HEAVY == frozenset()
+
+
+def test_what_the_extraction_loads_is_as_lean() -> None:
+    assert loaded_by("supervisor.image.extractor", ROOT) & HEAVY == frozenset()
 
 
 @pytest.fixture
