@@ -33,6 +33,14 @@ class ConfigError(SupervisorError):
         super().__init__("\n".join(self.problems), hint=hint)
 
 
+class RootError(SupervisorError):
+    """A root file system that cannot be built from what was asked for; one line each."""
+
+    def __init__(self, problems: Iterable[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems), hint=hint)
+
+
 class KernelError(SupervisorError, OSError):
     """A system call or a kernel file that refused: the operation, the path, the errno.
 

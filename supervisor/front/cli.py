@@ -31,6 +31,7 @@ that hold; and tell, with evidence, why each of them ended.
   supervise plan CONFIG [JOB]   every step of a start, without doing it
   supervise doctor              what of all this can this host enforce?  (tries it)
   supervise init                print an example configuration
+  supervise rootfs build DIR    a minimal root from programs and what they need
 """
 
 EPILOG = """\
@@ -214,6 +215,12 @@ def _init(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(verb=_do_init)
 
 
+def _rootfs(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.rootfs import configure
+
+    configure(verb)
+
+
 def _do_up(args: argparse.Namespace) -> int:
     from supervisor.front.up import up
 
@@ -288,4 +295,5 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
     "volume": ("list and remove the named volumes of a state directory", _volume),
     "init": ("print an example configuration", _init),
+    "rootfs": ("build a minimal root from programs and what they need", _rootfs),
 }

@@ -20,6 +20,7 @@ ABOVE_FRONT = (
     "supervisor.linux",
     "supervisor.cgroup",
     "supervisor.image",
+    "supervisor.rootfs",
     "supervisor.container",
     "supervisor.watch",
     "supervisor.policy",
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "supervisor.linux": ("supervisor.errors",),
     "supervisor.cgroup": ABOVE_FRONT[:3],
     "supervisor.image": ABOVE_FRONT[:4],
+    "supervisor.rootfs": (*ABOVE_FRONT[:3], "supervisor.image"),
     "supervisor.container": (*ABOVE_FRONT[:3], "supervisor.cgroup.api", "supervisor.image"),
     **dict.fromkeys(LAUNCHED, LEAN),
     **dict.fromkeys(EXTRACTING, ("supervisor.errors", "supervisor.linux", *EXTRACTING)),
@@ -69,8 +71,12 @@ ONLY_IN = {
     "pyinotify": ("supervisor.linux.inotify",),
     "rich": ("supervisor.front",),
     "httpx": ("supervisor.image.transport",),
+    "elftools": ("supervisor.rootfs.elf",),
 }
-WITHOUT_TRIO = (*LEAN, *EXTRACTING, "supervisor.model", "supervisor.cgroup", "supervisor.policy")
+WITHOUT_TRIO = (
+    *(*LEAN, *EXTRACTING),
+    *("supervisor.model", "supervisor.cgroup", "supervisor.policy", "supervisor.rootfs"),
+)
 
 # What must not be in an interpreter that clones containers: each is paid for in every clone.
 HEAVY = frozenset(
