@@ -55,6 +55,7 @@ def request(
         payload_files=entry.payload_files,
         payload_dir=entry.payload_dir,
         operations=tuple(operation.pack() for operation in operations),
+        has_layer=layers.mounted,
         hostname=spec.hostname or spec.name[:64],
         loopback=spec.network != "host",
         awaits_network=spec.network == "bridge",

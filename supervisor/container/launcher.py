@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Gate = tuple[_socket.socket, _socket.socket]
 
 _FD_SIZE = 4
+_IN_MEMFD = marshal.dumps(None)
 _AT_ONCE = 64
 """Mounts in one message of a gate; the kernel takes 253 descriptors (SCM_MAX_FD)."""
 WORK_OPTIONS = "mode=711,size=1M"
@@ -152,10 +153,10 @@ def serve_one(control: _socket.socket, bounding: Bounding) -> bool:
 
 def receive(control: _socket.socket) -> tuple[bytes, list[int]]:
     """A message and its descriptors; a long one came as a memfd, the last of them."""
-    space = _socket.CMSG_SPACE(_FD_SIZE * (len(protocol.DESCRIPTORS) + 1))
+    space = _socket.CMSG_SPACE(_FD_SIZE * (len(protocol.DESCRIPTORS) + 2))
     data, ancillary, _, _ = control.recvmsg(protocol.MAX_MESSAGE, space, _socket.MSG_CMSG_CLOEXEC)
     fds = descriptors(ancillary)
-    if len(fds) > len(protocol.DESCRIPTORS):
+    if fds and data == _IN_MEMFD:
         memfd = fds.pop()
         data = os.pread(memfd, os.fstat(memfd).st_size, 0)
         os.close(memfd)
@@ -182,7 +183,8 @@ def launch(
 ) -> tuple[int, int]:
     """Clone the init of the job that `data` describes; its pid and pidfd."""
     request = protocol.Request.unpack(data)
-    named = init.Descriptors(fds)
+    named = init.Descriptors(fds[: len(protocol.DESCRIPTORS)])
+    layer = fds[len(protocol.DESCRIPTORS)] if request.has_layer else -1
     operations = [mounts.unpack(operation) for operation in request.operations]
     gate = None
     if request.user_map is not None:
@@ -196,7 +198,7 @@ def launch(
         raise
     if pid == 0:
         left = bounding.host if gate is None else bounding.user
-        be_init(request, named, operations, control, gate, left)
+        be_init(request, named, operations, control, gate, left, layer)
     if gate is not None:
         open_gate(gate, pid, request, operations)
     return pid, pidfd
@@ -302,11 +304,14 @@ def be_init(
     control: _socket.socket,
     gate: Gate | None,
     bounding: frozenset[int],
+    layer: int,
 ) -> NoReturn:
     """The child's whole life; whatever goes wrong is one message, and the end."""
     try:
         control.close()
         context = mounts.Context()
+        if layer >= 0:
+            context.trees[protocol.LAYER] = layer
         if gate is not None:
             pass_gate(gate, context)
         child.join_cgroup(request.init_files)

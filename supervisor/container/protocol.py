@@ -5,7 +5,8 @@
         └──────── status (SOCK_SEQPACKET) ── job's init ── error pipe ── payload
 
 control, one exchange per job, answers in the order of the requests:
-    → request   a Request; with it the descriptors status, stdin, stdout, stderr, record
+    → request   a Request; with it the descriptors status, stdin, stdout, stderr, record and, if
+                `has_layer`, the mount of a writable layer; a long one is None, and comes in a memfd
     ← cloned    (CLONED, pid); with it the pidfd of the job's init
     ← refused   (REFUSED, stage, errno, path, text): nothing was cloned
 status, one answer per job, then end of file:
@@ -64,6 +65,8 @@ STAGES = (
 
 DESCRIPTORS = ("status", "stdin", "stdout", "stderr", "record")
 """What comes with a request, in this order."""
+LAYER = -1
+"""The number of the writable layer's mount among the trees (`mounts.OpenTree` counts from 0)."""
 
 
 class Request:
@@ -100,6 +103,7 @@ class Request:
         "flags",
         "gid",
         "groups",
+        "has_layer",
         "hostname",
         "init_dir",
         "init_files",
@@ -129,6 +133,7 @@ class Request:
     payload_files: tuple[str, ...]
     payload_dir: str | None
     operations: tuple[tuple[Any, ...], ...]
+    has_layer: bool
     hostname: str
     loopback: bool
     awaits_network: bool

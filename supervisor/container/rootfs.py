@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 
-from supervisor.container import hiding, idmaps, mounts, space
+from supervisor.container import hiding, idmaps, mounts, protocol, space
 from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
 from supervisor.container.idmaps import By, how_opened
@@ -35,13 +35,19 @@ TTY_GROUP = 5
 
 
 class Layers:
-    """Where an overlay keeps what a job writes: directories of the run, or None for a tmpfs."""
+    """Where an overlay keeps what a job writes: directories of the run, or None for a tmpfs.
 
-    def __init__(self, run_dir: str | None) -> None:
+    `mounted`: in a file system that comes with the request, as the tree `protocol.LAYER`.
+    `options`: of the tmpfs, where its size is not that of the job's others.
+    """
+
+    def __init__(self, run_dir: str | None, *, mounted: bool = False, options: str = "") -> None:
         self.run_dir = run_dir
+        self.mounted = mounted
+        self.options = options
 
     def upper(self, work: str) -> tuple[str, str]:
-        base = self.run_dir or f"{work}/layers"
+        base = f"{work}/own" if self.mounted else self.run_dir or f"{work}/layers"
         return f"{base}/upper", f"{base}/work"
 
 
@@ -358,7 +364,10 @@ class _Plan:
 
     def _writable_overlay(self) -> None:
         upper, work = self.layers.upper(self.facts.work)
-        if self.layers.run_dir is None:
+        if self.layers.mounted:
+            own = os.path.dirname(upper)
+            self.add(mounts.Attach(tree=protocol.LAYER, target=own, cover=False))
+        elif self.layers.run_dir is None:
             self._own_layers(upper)
             self.add(mounts.MakeDir(path=work, mode=0o700))
         elif self.given:
@@ -404,7 +413,7 @@ class _Plan:
         top = os.path.dirname(path)
         if not self.has_layers:
             self.has_layers = True
-            data = space.options(self.spec, "/", "755")
+            data = self.layers.options or space.options(self.spec, "/", "755")
             self.add(
                 mounts.MakeDir(path=top, mode=0o755),
                 mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data=data),

@@ -48,10 +48,14 @@ Starter = Callable[[Sequence[str], int], Process]
 
 
 class Streams:
-    """Descriptors for the payload's 0, 1, 2 and for the exit record; they stay the caller's."""
+    """Descriptors for the payload's 0, 1, 2 and for the exit record; they stay the caller's.
+
+    `layer`: none, or the mount of its writable layer.
+    """
 
     def __init__(self, stdin: int, stdout: int, stderr: int, record: int) -> None:
         self.all = (stdin, stdout, stderr, record)
+        self.layer: tuple[int, ...] = ()
 
 
 class Container:
@@ -216,7 +220,7 @@ class Launcher:
         try:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             with theirs:
-                descriptors = (theirs.fileno(), *streams.all)
+                descriptors = (theirs.fileno(), *streams.all, *streams.layer)
                 pid, pidfd = await self._exchange(request, descriptors)
         except BaseException:
             ours.close()

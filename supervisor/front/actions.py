@@ -13,6 +13,7 @@ from supervisor.front import kinds
 from supervisor.front.compounds import table
 from supervisor.front.kinds import Context, Parser, must
 from supervisor.front.problems import Wrong, found, unknown
+from supervisor.model import units
 from supervisor.model.job import InlineAction, PolicyName
 
 MOST_PIDS = 4194304
@@ -28,6 +29,7 @@ CHANGEABLE: dict[str, Parser] = {
     "pids": kinds.integer(1, MOST_PIDS),
     "cpus": kinds.number(FEWEST_CPUS, MOST_CPUS),
     "cpu_weight": kinds.integer(1, 10000),
+    "disk": kinds.size(units.LEAST_DISK),
 }
 """The limits an action may change, `model.action.LimitName`."""
 
@@ -49,6 +51,8 @@ _ARGUMENTS: dict[str, dict[str, Parser]] = {
     "stop-all": {"why": kinds.string},
     "ignore": {},
 }
+_RAISED = {"on_pids_limit": "pids", "on_disk_limit": "disk"}
+"""What "raise" is about where it does not say."""
 _REQUIRED = {"signal": ("signal",), "notify": ("message",)}
 _WHEN_ENDED = ("retry", "notify", "stop-all", "ignore")
 _FLAG_ARGUMENT = {"raise": "to", "kill": "why", "signal": "signal", "notify": "message",
@@ -93,7 +97,7 @@ def _policy(value: str, context: Context) -> PolicyName:
 
 def _raise(hook: str, rest: dict[str, Any], context: Context) -> dict[str, Any]:
     """The arguments of "raise": `limit` follows from the hook unless it is written."""
-    limit = rest.get("limit", "pids" if hook == "on_pids_limit" else "memory")
+    limit = rest.get("limit", _RAISED.get(hook, "memory"))
     if not isinstance(limit, str) or limit not in CHANGEABLE:
         raise Wrong(f"{found(limit)} cannot be raised; {unknown(str(limit), CHANGEABLE)}")
     parsers: dict[str, Parser] = {"to": CHANGEABLE[limit], "limit": kinds.string}

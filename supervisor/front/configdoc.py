@@ -52,7 +52,7 @@ these tables. Without either, every plugin is asked in the order of `plugins`.
 
 | action | arguments | does |
 |---|---|---|
-| `raise` | `to`; `limit`: `"memory"` (default), `"memory_high"`, `"swap"`, `"pids"` (default of `on_pids_limit`), `"cpus"`, `"cpu_weight"` | raises a limit of the running job |
+| `raise` | `to`; `limit`: `"memory"` (default), `"memory_high"`, `"swap"`, `"pids"` (default of `on_pids_limit`), `"cpus"`, `"cpu_weight"`, `"disk"` (default of `on_disk_limit`) | raises a limit of the running job |
 | `retry` | `limits`: new values of those; `after`: a duration | runs the job again once it has ended |
 | `kill` | `why`; `now`: without the grace | stops the job; its reason is `policy` |
 | `signal` | `signal` | sends it to every process of the job |

@@ -160,6 +160,7 @@ class _Together:
     def all(self) -> None:
         self.command()
         self.write()
+        self.disk()
         self.user()
         self.capabilities()
         self.limits()
@@ -188,6 +189,18 @@ class _Together:
         write = self.values.get(("write",), "read-only" if root == "host" else "overlay")
         if self.values.get(("keep",), "never") != "never" and write != "overlay":
             self.complain(("keep",), 'there is nothing to keep unless write = "overlay"')
+
+    def disk(self) -> None:
+        root = self.values.get(("root",), "host")
+        write = self.values.get(("write",), "read-only" if root == "host" else "overlay")
+        disk, keep = ("limits", "disk"), ("keep",)
+        if disk in self.raw and write != "overlay":
+            self.complain(disk, 'there is nothing to limit unless write = "overlay"')
+        for key in (("limits", "disk_inodes"), ("disk_by",)):
+            if self.values.get(key) not in (None, "auto") and self.lacks(disk):
+                self.complain(key, "needs limits.disk beside it")
+        if self.values.get(("disk_by",)) == "tmpfs" and self.values.get(keep, "never") != "never":
+            self.complain(keep, 'what is in memory cannot be kept: disk_by = "tmpfs"')
 
     def user(self) -> None:
         user = self.values.get(("user",))

@@ -36,6 +36,7 @@ PRIORITIES = {
     "memory_limit": NOTICE,
     "oom_kill": WARNING,
     "pids_limit": WARNING,
+    "disk_limit": WARNING,
     "pressure": NOTICE,
     "timeout": WARNING,
     "decision": NOTICE,

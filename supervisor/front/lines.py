@@ -101,10 +101,10 @@ def number(value: float | None) -> str:
 
 
 def limit_value(limit: str, value: float | None) -> str:
-    """A limit's value in its own unit: sizes for memory (high as well) and swap."""
+    """A limit's value in its own unit: sizes for memory (high as well), swap and disk."""
     if value is None:
         return "max"
-    return size(value) if limit in ("memory", "memory_high", "swap") else number(value)
+    return size(value) if limit in ("memory", "memory_high", "swap", "disk") else number(value)
 
 
 def ending(record: Mapping[str, Any]) -> str:
@@ -145,6 +145,10 @@ SAYS: dict[str, Callable[[Entry], str]] = {
     ),
     "oom_kill": lambda e: f"lost {e['new']} to the OOM killer ({e['total']} in this run)",
     "pids_limit": lambda e: f"was refused a fork at its limit of {e['limit']} tasks",
+    "disk_limit": lambda e: (
+        f"has {'no room' if e['full'] else 'little room'} left of its disk limit of "
+        + (size(e["limit"]) if e["scarce"] == "bytes" else f"{e['inode_limit']} inodes")
+    ),
     "pressure": lambda e: (
         f"stands still for want of {e['resource']}"
         + ("" if e["share"] is None else f": {e['share']:.0%} of the last 10s")

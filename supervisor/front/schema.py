@@ -15,6 +15,7 @@ from attrs import define, field
 
 from supervisor.front import actions, compounds, kinds, networks, registries
 from supervisor.front.kinds import Kind
+from supervisor.model import units
 from supervisor.model.job import HOOKS
 from supervisor.model.record import Reason
 
@@ -26,6 +27,7 @@ NO_LIMIT = '; `"max"`: none'
 
 SHARE = Kind(BYTES + ", or a share of the host's as `\"50%\"`" + NO_LIMIT,
              kinds.size(kinds.PAGE, share=True, unbounded=True), "SIZE", kinds.scalar)  # fmt: skip
+DISK = Kind(BYTES + NO_LIMIT, kinds.size(units.LEAST_DISK, unbounded=True), "SIZE", kinds.scalar)
 SWAP = Kind(BYTES + NO_LIMIT, kinds.size(unbounded=True), "SIZE", kinds.scalar)
 DURATION = Kind(TIME, kinds.duration(), "TIME", kinds.scalar)
 DEADLINE = Kind(TIME + NO_LIMIT, kinds.duration(0.001, unbounded=True), "TIME", kinds.scalar)
@@ -144,6 +146,7 @@ _HOOK_HELP = {
     "on_memory_limit": "When its memory limit is reached; its tasks may be held meanwhile.",
     "on_oom_kill": "When the kernel has killed one of its processes for want of memory.",
     "on_pids_limit": "When fork was refused.",
+    "on_disk_limit": "When its writable layer is full; for `raise`, when it is nearly so.",
     "on_pressure": "When its processes stand still for want of something: see `pressure`.",
     "on_timeout": "When `timeout` or `cpu_time` is over.",
     "on_exit": "When its run has ended.",
@@ -154,6 +157,7 @@ _HOOK_EXAMPLE = {
     "on_memory_limit": '{ action = "raise", to = "1G" }',
     "on_oom_kill": '{ action = "retry", limits = { memory = "2G" }, after = "10s" }',
     "on_pids_limit": '{ action = "kill", why = "a fork bomb" }',
+    "on_disk_limit": '{ action = "raise", to = "4G" }',
     "on_pressure": '{ action = "freeze" }',
     "on_timeout": '{ action = "signal", signal = "HUP" }',
     "on_exit": '{ action = "ignore" }',
@@ -218,6 +222,12 @@ LIMITS = (
             "none", '[{ path = "/srv", read_bps = "50M", write_iops = 500 }]', "io"),
     Setting("limits.output", SWAP, "Bytes of stdout and stderr together; past them it is ended as "
             "`output`.", "none", '"100M"', "output"),
+    Setting("limits.disk", DISK, "What it may write to its root, in bytes; past them a write fails "
+            '(ENOSPC or EDQUOT). Needs `write = "overlay"`; see `disk_by` and images.md.', "none",
+            '"2G"', "disk"),
+    Setting("limits.disk_inodes", _whole(16, 2**32 - 1),
+            "Files, directories and links in it, beside `limits.disk`.",
+            "one for each 8 KiB of `limits.disk`", "100000", "disk-inodes"),
     Setting("limits.open_files", _whole(3, 1073741816), "Open descriptors of each process.",
             "the supervisor's own", "1024", "open-files"),
 )  # fmt: skip
@@ -270,6 +280,10 @@ JOB = Table((
             "Files and directories that are copied to `out/` in the run's directory when the job "
             "has ended, however it ended; of `supervise run` to the working directory.", "[]",
             '["/out/result.csv"]', "copy-out", True),
+    Setting("disk_by", _words("auto", "quota", "loop", "tmpfs"),
+            "What holds `limits.disk`: a project quota of the file system below, a file system in "
+            "a file of that size, or one in memory, which counts against `limits.memory`. `auto` "
+            "takes the first of these that there is.", '"auto"', '"loop"', "disk-by"),
     Setting("hide", Kind('`"default"`, `"nothing"`, or an array of paths to hide as well',
                          compounds.hide, "default|nothing|PATH[:PATH]", compounds.hide_from_flag),
             "What it does not see of the host's root unless it is mounted: home directories, "
@@ -398,7 +412,7 @@ JOB = Table((
     Setting("expect", Kind("a reason: see verdicts.md", _reason, "REASON"),
             "The reason that counts as ended well.", '"succeeded"', '"timeout"', "expect"),
 ), frozenset({
-    "limits.disk", "schedule",
+    "schedule",
 }))  # fmt: skip
 
 _HOSTS = Kind("array of hosts, HOST or HOST:PORT",

@@ -32,7 +32,7 @@ from supervisor.model.job import (
 from supervisor.model.limits import IoLimit
 from supervisor.model.units import duration_text, size_text
 
-_SIZES = ("memory", "memory_high", "memory_low", "swap", "output", "read_bps", "write_bps",
+_SIZES = ("memory", "memory_high", "memory_low", "swap", "output", "disk", "read_bps", "write_bps",
           "core", "fsize", "memlock", "stack")  # fmt: skip
 _TIMES = ("timeout", "cpu_time", "time_offset", "grace", "backoff", "max_backoff", "after")
 _NONE_IS_MAX = ("attempts",)

@@ -17,6 +17,7 @@ from supervisor.model.action import (
 )
 from supervisor.model.event import (
     CgroupGone,
+    DiskLimit,
     Event,
     Exited,
     MemoryLimit,
@@ -54,7 +55,8 @@ __all__ = [
     "JobSpec", "JobView", "Limits", "IoLimit", "Mount", "Volume", "Tmpfs", "Device", "Restart",
     "Stop", "UserNamespace", "InlineAction", "PolicyName", "PressureAt", "HOOKS", "Port", "Egress",
     "Image", "ImageConfig",
-    "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "Pressure", "Timeout", "Exited",
+    "Event", "Started", "MemoryLimit", "OomKill", "PidsLimit", "DiskLimit", "Pressure",
+    "Timeout", "Exited",
     "Populated", "CgroupGone", "Tick",
     "Action", "RaiseLimit", "KillJob", "SignalJob", "Freeze", "Thaw", "Retry", "StopAll",
     "Notify", "Ignore",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-LimitName = Literal["memory", "memory_high", "swap", "pids", "cpus", "cpu_weight"]
+LimitName = Literal["memory", "memory_high", "swap", "pids", "cpus", "cpu_weight", "disk"]
 """The limits that can change while a job runs."""
 
 

@@ -55,6 +55,23 @@ class PidsLimit:
 
 
 @frozen
+class DiskLimit:
+    """The job's writable layer is nearly full or, with `full`, has no room left.
+
+    `used` and `limit` in bytes; `inodes` are files, directories and links, `inode_limit` None
+    where their number has no bound.  `scarce`: which of the two it is about.
+    """
+
+    at: float
+    full: bool
+    scarce: Literal["bytes", "inodes"]
+    used: int
+    limit: int
+    inodes: int
+    inode_limit: int | None
+
+
+@frozen
 class Pressure:
     """For want of `resource` some process of the job stands still, more than the job allows.
 
@@ -117,6 +134,7 @@ Event = (
     | MemoryLimit
     | OomKill
     | PidsLimit
+    | DiskLimit
     | Pressure
     | Timeout
     | Populated
@@ -130,6 +148,7 @@ HOOK_OF: dict[type, str] = {
     MemoryLimit: "on_memory_limit",
     OomKill: "on_oom_kill",
     PidsLimit: "on_pids_limit",
+    DiskLimit: "on_disk_limit",
     Pressure: "on_pressure",
     Timeout: "on_timeout",
     Exited: "on_exit",

@@ -17,6 +17,7 @@ HOOKS = (
     "on_memory_limit",
     "on_oom_kill",
     "on_pids_limit",
+    "on_disk_limit",
     "on_pressure",
     "on_timeout",
     "on_exit",
@@ -24,6 +25,9 @@ HOOKS = (
 )
 """The hooks a job may set for itself, named as in `policy.hookspec`."""
 
+
+DiskBy = Literal["auto", "quota", "loop", "tmpfs"]
+"""What bounds a job's writable layer: a project quota, a file system in a file, one in memory."""
 
 OOM_SCORE_ADJ = 200
 """Of a job, unless it says otherwise: the host's own services are to outlive it (proc(5))."""
@@ -237,6 +241,7 @@ class JobSpec:
     write: Literal["read-only", "overlay"] = "read-only"
     keep: Literal["never", "on-failure", "always"] = "never"
     copy_out: tuple[str, ...] = ()
+    disk_by: DiskBy = "auto"
     hide: tuple[str, ...] = HIDDEN
     mounts: tuple[Mount, ...] = ()
     volumes: tuple[Volume, ...] = ()

@@ -33,6 +33,8 @@ class Limits:
     io          per device                blkio.throttle.* | io.max
     open_files  per process               RLIMIT_NOFILE (no cgroup)
     output      bytes, stdout and stderr  counted by the supervisor (no cgroup)
+    disk        bytes, the writable layer its file system's own size (no cgroup)
+    disk_inodes files, directories, links the same
     """
 
     memory: int | None = None
@@ -48,3 +50,5 @@ class Limits:
     memory_low: int | None = None
     cpu_idle: bool = False
     output: int | None = None
+    disk: int | None = None
+    disk_inodes: int | None = None

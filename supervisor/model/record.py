@@ -82,6 +82,22 @@ class OutputUse:
 
 
 @frozen
+class DiskUse:
+    """Of the writable layer: what bounds it (`by`), and what was in it when the run had ended.
+
+    `peak` is the most that was seen, `full` whether it was ever seen without room.
+    """
+
+    limit: int | None = None
+    used: int | None = None
+    peak: int | None = None
+    inode_limit: int | None = None
+    inodes: int | None = None
+    full: bool = False
+    by: str = ""
+
+
+@frozen
 class UserIds:
     """The host's numbers of a run in a range of its own: `size` from `host_id` on."""
 
@@ -126,6 +142,7 @@ class RunRecord:
     pids: PidsUse = PidsUse()
     io: IoUse = IoUse()
     output: OutputUse = OutputUse()
+    disk: DiskUse = DiskUse()
     user_namespace: UserIds | None = None
     expected: bool = False
     detail: str = ""

@@ -14,6 +14,9 @@ SIZE_UNITS = {"": 1, "K": KIB, "M": KIB**2, "G": KIB**3, "T": KIB**4}
 LARGEST_SIZE = 2**63 - 1
 """The kernel keeps sizes in a signed 64-bit number (page counters a little less)."""
 
+LEAST_DISK = 1 << 20
+"""The smallest size of a writable layer, in bytes."""
+
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST = 100 * 365 * 86400.0
 """A hundred years, in seconds: further than any clock here is asked to count."""

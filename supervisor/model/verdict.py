@@ -29,6 +29,7 @@ class Facts:
     oom_own       processes killed because the job's own memory limit was reached
     oom_foreign   processes the kernel killed although it was not (an ancestor's limit, the host)
     refused       forks refused at the job's pids.max
+    disk_full     the job's writable layer was seen without room
     oom_first     an OOM kill was counted before the supervisor began `cause`
     oom_command   whether the command itself was one of those killed; None: it is not known
     """
@@ -42,6 +43,7 @@ class Facts:
     oom_first: bool = False
     oom_command: bool | None = None
     refused: int = 0
+    disk_full: bool = False
     oom: Literal["kill", "continue"] = "kill"
 
 
@@ -76,4 +78,6 @@ def _by_exit(facts: Facts) -> Reason:
         return Reason.SUCCEEDED
     if facts.refused:
         return Reason.PIDS
+    if facts.disk_full:
+        return Reason.DISK
     return Reason.SIGNAL if facts.signal is not None else Reason.FAILED

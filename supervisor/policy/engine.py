@@ -95,7 +95,7 @@ class Engine:
         answers: list[Answer] = []
         own = job.spec.hooks.get(hook)
         if isinstance(own, InlineAction):
-            reply = _inline(own, hook, job)
+            reply = _inline(own, hook, job, event)
             answers.append(_answer(hook, reply))
             if reply.value is not None:
                 return Decision(reply.value, hook, tuple(answers))
@@ -189,9 +189,9 @@ def _copied(spec: JobSpec) -> JobSpec:
     return evolve(spec, environment=dict(spec.environment), hooks=copy.deepcopy(dict(spec.hooks)))
 
 
-def _inline(own: InlineAction, hook: str, job: JobView) -> Reply:
+def _inline(own: InlineAction, hook: str, job: JobView, event: Event) -> Reply:
     try:
-        return Reply(verdicts.checked(action_of(own, job), hook, job))
+        return Reply(verdicts.checked(action_of(own, job, event), hook, job))
     except (verdicts.Refused, verdicts.Nonsense) as err:
         return Reply(error=f"refused: {err}")
     except (LookupError, TypeError) as err:  # only a plugin's `prepare` can have written it

@@ -13,6 +13,7 @@ from pluggy import HookimplMarker, HookspecMarker
 
 from supervisor.model import (
     Action,
+    DiskLimit,
     Exited,
     JobSpec,
     JobView,
@@ -61,6 +62,11 @@ def on_oom_kill(job: JobView, event: OomKill) -> Action | None:
 @_hookspec
 def on_pids_limit(job: JobView, event: PidsLimit) -> Action | None:
     """fork was refused at the job's limit of processes."""
+
+
+@_hookspec
+def on_disk_limit(job: JobView, event: DiskLimit) -> Action | None:
+    """The job's writable layer is nearly full; then again when it is, `event.full`."""
 
 
 @_hookspec

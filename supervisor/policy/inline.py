@@ -11,6 +11,8 @@ from typing import Any
 
 from supervisor.model import (
     Action,
+    DiskLimit,
+    Event,
     Freeze,
     Ignore,
     InlineAction,
@@ -34,14 +36,18 @@ _ACTIONS: dict[str, Callable[..., Action]] = {
 }
 
 
-def action_of(inline: InlineAction, job: JobView) -> Action | None:
+def action_of(inline: InlineAction, job: JobView, event: Event | None = None) -> Action | None:
     """The action that `inline` means for `job` now; None where it has been taken already.
 
     A job cannot say how often: so a raise or a retry to limits that are in force says nothing, nor
-    a retry without limits after the first attempt, nor any after an end that was expected.
+    a retry without limits after the first attempt, nor any after an end that was expected.  While
+    a disk is only nearly full there is nothing to do but to raise its limit.
 
     Raises KeyError or TypeError for an action or argument that no configuration lets through.
     """
+    early = isinstance(event, DiskLimit) and not event.full
+    if early and (inline.action != "raise" or inline.arguments["limit"] != "disk"):
+        return None
     if inline.action == "raise":
         return _raise(inline.arguments, job)
     if inline.action == "retry" and not _worth_a_retry(inline.arguments, job):

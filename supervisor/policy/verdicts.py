@@ -25,7 +25,7 @@ from supervisor.model import (
     StopAll,
     Thaw,
 )
-from supervisor.model.units import LARGEST_SIZE, LONGEST
+from supervisor.model.units import LARGEST_SIZE, LEAST_DISK, LONGEST
 from supervisor.policy.shape import misfit
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "pids": (1, 4194304),  # PID_MAX_LIMIT of include/linux/threads.h
     "cpus": (0.01, 8192),  # no quota below 1 ms (kernel/sched/core.c), the period being 100 ms
     "cpu_weight": (1, 10000),
+    "disk": (LEAST_DISK, LARGEST_SIZE),
 }
 """What each limit of `model.action.LimitName` may be set to."""
 

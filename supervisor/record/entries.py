@@ -23,6 +23,7 @@ from supervisor.model.action import (
 )
 from supervisor.model.event import (
     CgroupGone,
+    DiskLimit,
     Event,
     MemoryLimit,
     OomKill,
@@ -42,6 +43,7 @@ KINDS = (
     "memory_limit",
     "oom_kill",
     "pids_limit",
+    "disk_limit",
     "pressure",
     "timeout",
     "decision",
@@ -67,6 +69,7 @@ ENTRY_OF: dict[type, str] = {
     MemoryLimit: "memory_limit",
     OomKill: "oom_kill",
     PidsLimit: "pids_limit",
+    DiskLimit: "disk_limit",
     Pressure: "pressure",
     Timeout: "timeout",
 }

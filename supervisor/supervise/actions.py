@@ -105,7 +105,7 @@ def _raise(run: Run, action: RaiseLimit, by: str) -> bool:
         run.warn(f"{by} wants {action.limit} = {action.to:g}, but capacity lacks {lack}")
         return False
     try:
-        value = run.cgroup.change(action.limit, action.to)
+        value = _change(run, action)
     except KernelError as error:
         run.warn(f"cannot raise {action.limit}: {error}")
         run.shared.admission.resize(run.spec.name, Demand.of(run.limits))
@@ -119,6 +119,13 @@ def _raise(run: Run, action: RaiseLimit, by: str) -> bool:
     if run.state is State.HELD:
         run.set_state(State.RUNNING)
     return True
+
+
+def _change(run: Run, action: RaiseLimit) -> float:
+    """What the limit is now.  Raises KernelError."""
+    if action.limit == "disk" and run.disk is not None:
+        return run.disk.grow(action.to)
+    return run.cgroup.change(action.limit, action.to)
 
 
 def _let_go(run: Run) -> None:

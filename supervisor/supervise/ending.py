@@ -17,6 +17,7 @@ from supervisor.errors import KernelError, SpawnError, SupervisorError
 from supervisor.linux import kmsg
 from supervisor.model.record import (
     CpuUse,
+    DiskUse,
     Evidence,
     IoUse,
     MemoryUse,
@@ -57,6 +58,7 @@ def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord
     read = _read_cgroup(run)
     code, number, told = _exit(found, status)
     kills = read.counters.oom_kills
+    use = DiskUse() if run.disk is None else run.disk.use()
     reason = verdict(
         Facts(
             code=code,
@@ -67,6 +69,7 @@ def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord
             oom_first=run.oom_first,
             oom_command=run.shared.kernel_log.killed(run.payload, run.log_mark) if kills else None,
             refused=read.counters.refused,
+            disk_full=use.full,
             oom=run.spec.oom,
         )
     )
@@ -75,7 +78,10 @@ def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord
     return evolve(
         record,
         output=OutputUse(run.limits.output, written),
-        evidence=record.evidence + _filtered_calls(run, number),
+        disk=use,
+        evidence=record.evidence
+        + (() if run.disk is None else run.disk.evidence())
+        + _filtered_calls(run, number),
     )
 
 
@@ -97,6 +103,7 @@ def start_failed(run: Run, error: SupervisorError) -> RunRecord:
         memory=MemoryUse(limit=run.limits.memory),
         pids=PidsUse(limit=run.limits.pids),
         output=OutputUse(limit=run.limits.output),
+        disk=DiskUse(limit=run.limits.disk, inode_limit=run.limits.disk_inodes),
         user_namespace=_user_ids(run),
         expected=reason == run.spec.expect,
         detail="stopped while it was started" if stopped else str(error),

@@ -38,6 +38,7 @@ from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.job import Job
 from supervisor.supervise.network import Network, Place
+from supervisor.supervise.projects import Projects
 from supervisor.supervise.reaper import Child, Reaper
 from supervisor.supervise.shared import Log, Shared
 from supervisor.supervise.volumes import Volumes
@@ -136,7 +137,8 @@ async def open_instance(
         stack.enter_context(unwrapped())
         stack.enter_context(runtime_dir(settings))
         ids = IdRanges(settings.name)
-        stack.enter_context(_closing(manager, log, ids))
+        projects = Projects(settings.name)
+        stack.enter_context(_closing(manager, log, ids, projects))
         reaper = Reaper(
             lambda pid, status: log.emit(
                 "orphan_reaped", pid=pid, exit_code=status.code, signal=status.signal
@@ -182,6 +184,7 @@ async def open_instance(
             kept=settings.kept,
             volumes=Volumes(settings.state_dir) if settings.state_dir else None,
             id_ranges=ids,
+            projects=projects,
         )
         instance = Instance(shared, specs)
         stops.append(instance.stop)
@@ -263,10 +266,11 @@ def _remove_if_empty(path: Path) -> None:
 
 
 @contextmanager
-def _closing(manager: CgroupManager, log: Log, ids: IdRanges) -> Iterator[None]:
+def _closing(manager: CgroupManager, log: Log, ids: IdRanges, projects: Projects) -> Iterator[None]:
     """Clear away what a supervisor that died left; at the end, the instance's own cgroup."""
     for run in manager.remove_leftovers():
         log.emit("warning", text=f"ended what an earlier supervisor left behind: {run}")
+    projects.forget()
     try:
         manager.prepare(POOL)
         yield

@@ -264,5 +264,5 @@ def _unix(text: str | None) -> float | None:
 
 
 def _differences(old: Limits, new: Limits) -> dict[str, float | str | None]:
-    names = ("memory", "memory_high", "swap", "pids", "cpus", "cpu_weight")
+    names = ("memory", "memory_high", "swap", "pids", "cpus", "cpu_weight", "disk")
     return {n: getattr(new, n) for n in names if getattr(new, n) != getattr(old, n)}

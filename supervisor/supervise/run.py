@@ -40,7 +40,7 @@ from supervisor.model.units import size_text
 from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
-from supervisor.supervise import actions, collect, ending, idranges, stopping
+from supervisor.supervise import actions, collect, disk, ending, idranges, stopping
 from supervisor.supervise.network import Connection
 from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
@@ -106,6 +106,7 @@ class Run:
         self.gauges: list[Gauge] = []
         self.taken: list[Taken] = []
         self.output: Output | None = None
+        self.disk: disk.Disk | None = None
         self.cgroup: JobCgroup
         self.container: Container
         self.subscription: Subscription
@@ -117,6 +118,7 @@ class Run:
                 self._ids(),
                 self._volumes(),
                 self._storage() as storage,
+                self._bounded(storage),
                 self._cgroup(),
                 self._followed(),
                 self._connection() as connection,
@@ -184,12 +186,21 @@ class Run:
                 await self._tidy(self._clean(storage))
 
     async def _clean(self, storage: Storage) -> None:
-        keep = self.spec.keep
-        upper = await storage.clean(
-            keep=keep == "always" or (keep == "on-failure" and self._failed)
-        )
+        upper = await storage.clean(keep=self.keeps_layer)
         if upper is not None:
             self.emit("kept", path=str(upper))
+
+    @property
+    def keeps_layer(self) -> bool:
+        """Whether its writable layer stays, as far as is known now."""
+        keep = self.spec.keep
+        return keep == "always" or (keep == "on-failure" and self._failed)
+
+    @asynccontextmanager
+    async def _bounded(self, storage: Storage) -> AsyncIterator[None]:
+        """Its writable layer, with a size of its own if it has a disk limit."""
+        async with disk.bounded(self, storage) as self.disk:
+            yield
 
     @asynccontextmanager
     async def _cgroup(self) -> AsyncIterator[None]:
@@ -348,6 +359,10 @@ class Run:
             if connection is not None:
                 await connection.connect(self.container)
             self.payload = await self.container.started()
+            if self.disk is not None:
+                # without root only the payload can be looked at: the init is not dumpable
+                privileged = shared.host.facts().privileged
+                self.disk.enter(self.container.pid if privileged else self.payload)
             yield
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -391,6 +406,8 @@ class Run:
             async with trio.open_nursery() as self._timers:
                 for timer in (self._wall_time, self._cpu_time, self._ticks):
                     self._timers.start_soon(self._guarded, timer)
+                if self.disk is not None:
+                    self._timers.start_soon(self._guarded, self.disk.follow)
                 for gauge in self.gauges:
                     self._timers.start_soon(self._guarded, partial(self._follow_pressure, gauge))
                 if self.cause is not None:  # told to end while it was being started

@@ -21,6 +21,7 @@ from supervisor.record.runs import RunIds, StateDir
 from supervisor.supervise.admission import Admission
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.network import Network
+from supervisor.supervise.projects import Projects
 from supervisor.supervise.reaper import Reaper
 from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import Watcher
@@ -57,6 +58,7 @@ class Shared:
     on_missing: Literal["refuse", "warn"]
     stop_all: Callable[[str], None]
     id_ranges: IdRanges
+    projects: Projects
     state: StateDir | None = None
     scratch: Path | None = None
     kept: StateDir | None = None
