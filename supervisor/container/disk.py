@@ -8,21 +8,23 @@ One interface, `Space`, for all three.  The mounts of the latter two are descrip
 to them, and the kernel takes them away when the job's mount namespace has ended and the supervisor
 has closed its own; a supervisor that is killed has closed it too.
 
-May import: `errors`, `model`, `linux`, `container.{host,rootfs}`.
+May import: `errors`, `model`, `linux`, `container.{protocol,rootfs}`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 from attrs import frozen
 
+from supervisor.container import protocol
 from supervisor.container.rootfs import Layers
 from supervisor.errors import KernelError
 from supervisor.linux import loop, quota
-from supervisor.model.job import DiskBy, JobSpec
+from supervisor.model.job import JobSpec
 
 BLOCK = 4096
 PER_INODE = 8192
@@ -214,14 +216,35 @@ def mkfs_path() -> str:
 
 def choose(spec: JobSpec, base: str | None, *, privileged: bool) -> tuple[Way | None, list[str]]:
     """The way for this job and, for what cannot be gone, a line each; None: there is none."""
-    asked: DiskBy = spec.disk_by
     lines: list[str] = []
-    for way in WAYS if asked == "auto" else (asked,):
+    return next(ways(spec, base, lines, privileged=privileged), None), lines
+
+
+def ways(spec: JobSpec, base: str | None, tried: list[str], *, privileged: bool) -> Iterator[Way]:
+    """Those that nothing speaks against, in order; the others go to `tried`, with why."""
+    for way in WAYS if spec.disk_by == "auto" else (spec.disk_by,):
         lack = refusal(way, spec, base, privileged=privileged)
         if lack is None:
-            return way, lines
-        lines.append(lack.text(way))
-    return None, lines
+            yield way
+        else:
+            tried.append(lack.text(way))
+
+
+def describe(spec: JobSpec, base: str | None, way: Way, *, wanted: bool) -> Iterator[str]:
+    """What is done to hold its layer to its size, a line each."""
+    size = size_of(spec, wanted=wanted)
+    if way == "quota":
+        yield f"quotactl Q_SETQUOTA {size.limit} bytes, {size.inodes} inodes for a project"
+        yield f"FS_IOC_FSSETXATTR project, PROJINHERIT {base}/upper {base}/work"
+        return
+    if way == "loop":
+        yield f"open {base} O_TMPFILE, of {size.most} bytes and what ext4 takes for itself"
+        yield f"{MKFS} it without a journal, {size.inodes} inodes"
+        yield "LOOP_CONFIGURE LO_FLAGS_AUTOCLEAR it, fsmount ext4 -o nodev"
+        yield f"write all but {size.limit} bytes > {SYSFS}/LOOP/reserved_clusters"
+    else:
+        yield f"fsmount tmpfs -o nodev,size={size.limit},nr_inodes={size.inodes} (the job's memory)"
+    yield f"mkdir upper work in it, and hand it over with the request, as #{protocol.LAYER}"
 
 
 def open_directory(path: str) -> int:

@@ -39,6 +39,13 @@ OWN_INODES = 16
 SPARE = 64
 """Blocks for the superblock, the root, lost+found, upper and work."""
 
+FEATURES = ",".join(
+    ("none", "64bit", "dir_index", "dir_nlink", "ext_attr", "extents", "extra_isize", "filetype",
+     "flex_bg", "huge_file", "large_file", "sparse_super", "uninit_bg")
+)  # fmt: skip
+"""All that a job can notice of ext4, and that makes an empty one small; no journal, no checksums of
+metadata.  Said in full, so that the host's mke2fs.conf(5) does not matter."""
+
 OPTIONS: dict[str, str | None] = {"errors": "remount-ro", "noinit_itable": None}
 """Without the second a thread of the kernel would write the empty inode tables out."""
 
@@ -71,7 +78,7 @@ def format_image(image: int, size: Size) -> None:
     inodes = str(size.inodes + OWN_INODES)
     done = subprocess.run(
         [program, "-q", "-F", "-b", str(BLOCK), "-I", str(INODE), "-m", "0",
-         "-O", "^has_journal,^resize_inode", "-E", extra, "-N", inodes, path],
+         "-O", FEATURES, "-E", extra, "-N", inodes, path],
         pass_fds=(image,), stdin=subprocess.DEVNULL, capture_output=True, check=False,
         env={"LC_ALL": "C", "PATH": mkfs_path(), "MKE2FS_CONFIG": os.devnull},
     )  # fmt: skip

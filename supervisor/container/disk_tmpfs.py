@@ -14,7 +14,7 @@ from supervisor.errors import KernelError
 from supervisor.linux import constants as c
 from supervisor.linux import newmount
 
-OWN_INODES = 8
+OWN_INODES = 4
 """The root, upper, work, and what overlayfs makes in it."""
 
 

@@ -14,7 +14,7 @@ from supervisor.model.record import Evidence, Reason, RunRecord
 
 MOST_EVIDENCE = 4
 MIB = 1 << 20
-BY_COUNTER = frozenset({Reason.OOM, Reason.OOM_HOST, Reason.PIDS, Reason.LOST})
+BY_COUNTER = frozenset({Reason.OOM, Reason.OOM_HOST, Reason.PIDS, Reason.DISK, Reason.LOST})
 """The reasons that rest on what was read from the kernel; of the others it tells nothing."""
 
 
@@ -43,7 +43,7 @@ def explain(record: RunRecord) -> list[str]:
 
 def _telling(item: Evidence) -> int:
     """What says most comes first: who was killed, then that somebody was, then the limits."""
-    if item.source == "/dev/kmsg":
+    if item.source == "/dev/kmsg" or item.source.startswith("writable layer"):
         return 0
     counts = ("memory.oom_control", "memory.events", "pids.events")
     return 1 if item.source.endswith(counts) else 2
@@ -146,8 +146,15 @@ def _output(_record: RunRecord) -> tuple[str, str]:
     return "it was stopped: it wrote more output than its limit", "a larger --output"
 
 
-def _disk(_record: RunRecord) -> tuple[str, str]:
-    return "it failed with its disk limit used up", "a larger --disk"
+def _disk(record: RunRecord) -> tuple[str, str]:
+    disk = record.disk
+    if disk.limit is None or disk.inodes is None:
+        return "it failed with its disk limit used up", "a larger --disk"
+    if disk.inodes == disk.inode_limit:
+        text = f"it failed with all {disk.inode_limit} inodes of its disk used up{_after(record)}"
+        return text, f"--disk-inodes {2 * disk.inode_limit}"
+    text = f"it failed with its disk limit of {lines.size(disk.limit)} used up{_after(record)}"
+    return text, f"--disk {units.size_text(2 * disk.limit)}"
 
 
 def _stopped(record: RunRecord) -> tuple[str, str]:

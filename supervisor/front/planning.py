@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, devices, hiding, host, idmaps, network
+from supervisor.container import build, devices, disk, hiding, host, idmaps, network
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.rootfs import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
@@ -143,6 +143,7 @@ class _Planner:
         yield from self._container_lacks(spec, run, rehearsed)
         yield from volumes
         yield from self._directories(spec, run)
+        yield from self._bounded(spec, run)
         yield from rehearsed.lines[_until_run(rehearsed, run) :]
         yield from map(_watch, rehearsed.notifications)
         yield from map(_await, rehearsed.sources)
@@ -188,9 +189,27 @@ class _Planner:
                 owner = spec.user_namespace.host_id
                 yield f"chown {owner}:{owner} {base} {base}/upper {base}/work"
 
+    def _disk(self, spec: JobSpec, run: str) -> tuple[disk.Way | None, str | None, list[str]]:
+        """How its layer is held to its size, and why not otherwise."""
+        found = storage.layer_base(spec, self.state.runs / run)
+        base = str(found) if found else None
+        if spec.limits.disk is None:
+            return None, base, []
+        return (way_lines := disk.choose(spec, base, privileged=True))[0], base, way_lines[1]
+
+    def _layers(self, spec: JobSpec, run: str) -> Layers:
+        way, base, _lines = self._disk(spec, run)
+        return Layers(None, mounted=True) if way in ("loop", "tmpfs") else Layers(base)
+
+    def _bounded(self, spec: JobSpec, run: str) -> Iterator[str]:
+        way, base, lines = self._disk(spec, run)
+        yield from (f"# not by {line}" for line in lines)
+        if way is not None:
+            wanted = self.engine.wants("on_disk_limit", spec)
+            yield from disk.describe(spec, base, way, wanted=wanted)
+
     def _request(self, spec: JobSpec, run: str, told: Rehearsed, facts: host.Facts) -> list[str]:
-        base = storage.layer_base(spec, self.state.runs / run)
-        layers = Layers(str(base) if base else None)
+        layers = self._layers(spec, run)
         return list(build.describe(build.request(spec, run, told.entry, facts, layers)))
 
     def _container_lacks(self, spec: JobSpec, run: str, told: Rehearsed) -> Iterator[str]:

@@ -204,10 +204,12 @@ async def _open(run: Run, base: str | None, *, wanted: bool) -> Space:
     if spec.write != "overlay":
         raise SpawnError("mounts", 0, "", "a disk limit needs a writable layer", hint=NO_LAYER)
     size = disk.size_of(spec, wanted=wanted)
+    privileged = run.shared.host.facts().privileged
     tried: list[str] = []
-    for way in ways(run, base, tried):
+    for way in disk.ways(spec, base, tried, privileged=privileged):
+        work = partial(open_space, run, way, size, base, privileged=privileged)
         try:
-            return await trio.to_thread.run_sync(partial(open_space, run, way, size, base))
+            return await trio.to_thread.run_sync(work)
         except KernelError as error:
             if spec.disk_by != "auto":
                 raise
@@ -219,26 +221,14 @@ async def _open(run: Run, base: str | None, *, wanted: bool) -> Space:
 NO_LAYER = 'set write = "overlay"'
 
 
-def ways(run: Run, base: str | None, tried: list[str]) -> Iterator[Way]:
-    """Those that nothing speaks against, in order; the others go to `tried`, with why."""
-    privileged = run.shared.host.facts().privileged
-    asked = run.spec.disk_by
-    for way in disk.WAYS if asked == "auto" else (asked,):
-        lack = disk.refusal(way, run.spec, base, privileged=privileged)
-        if lack is None:
-            yield way
-        else:
-            tried.append(lack.text(way))
-
-
-def open_space(run: Run, way: Way, size: disk.Size, base: str | None) -> Space:
-    """Make the layer.  Blocking.  Raises KernelError."""
+def open_space(run: Run, way: Way, size: disk.Size, base: str | None, *, privileged: bool) -> Space:
+    """Make the layer, in a thread.  Raises KernelError."""
     from supervisor.container import disk_loop, disk_quota, disk_tmpfs
 
     space = run.spec.user_namespace
     owner = space.host_id if space.kind == "map" else os.geteuid()
     if way == "tmpfs":
-        if not run.shared.host.facts().privileged:
+        if not privileged:
             return disk_tmpfs.InnerSpace(size)
         return disk_tmpfs.open_tmpfs(size, owner)
     assert base is not None  # `disk.refusal` has seen to that

@@ -116,6 +116,8 @@ def examine(settings: Settings, specs: Sequence[JobSpec]) -> CgroupManager:
     """
     manager = detect(settings.name, settings.cgroup_parent)
     preflight.check(manager, specs, settings.on_missing)
+    runs = settings.state.runs if settings.state else settings.scratch
+    preflight.check_disks(specs, runs)
     return manager
 
 

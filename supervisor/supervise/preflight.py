@@ -1,18 +1,24 @@
 """What is looked at before anything is started: limits that hold here, privilege that is there.
 
-May import: `errors`, `model`, `linux`, `cgroup.api`, `container.devices`.
+May import: `errors`, `model`, `linux`, `cgroup.api`, `container.{devices,disk}`,
+`supervise.storage`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
+
+from attrs import evolve
 
 from supervisor.cgroup.api import CgroupManager, Missing
+from supervisor.container import disk
 from supervisor.container.devices import rests_on_cgroup
 from supervisor.errors import LimitError, SupervisorError
 from supervisor.linux import caps, nft
 from supervisor.model.job import JobSpec
+from supervisor.supervise.storage import layer_base
 
 WAYS_OUT = (
     "as root: sudo supervise ...",
@@ -25,7 +31,7 @@ WAYS_OUT = (
 def check(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> None:
     """Raises SupervisorError, all that is lacking in one message: then nothing was started."""
     jobs = tuple(specs)
-    privileged = os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
+    privileged = _privileged()
     lines = _limits(manager, jobs, fixes=privileged) if on_missing == "refuse" else []
     bridged = [job.name for job in jobs if job.network == "bridge"]
     if bridged and privileged and nft.program() is None:
@@ -45,6 +51,28 @@ def check(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> 
         raise LimitError(["this host lacks:", *lines], hint='or on_missing = "warn": without them')
     ways = [f"way {n} out: {way}" for n, way in enumerate(WAYS_OUT, 1)]
     raise SupervisorError("\n  ".join(["lacking privilege:", *lines, *ways]))
+
+
+def check_disks(specs: Iterable[JobSpec], runs: Path | None) -> None:
+    """Raises LimitError where a layer cannot be held to its size; `runs` is where layers lie."""
+    found: dict[str, list[str]] = {}
+    for job in specs:
+        if job.limits.disk is None:
+            continue
+        privileged = _privileged()
+        if privileged and job.user_namespace.kind == "auto":
+            job = evolve(job, user_namespace=evolve(job.user_namespace, kind="map"))
+        base = layer_base(job, runs)
+        way, lines = disk.choose(job, str(base) if base else None, privileged=privileged)
+        if way is None:
+            found.setdefault("; ".join(lines), []).append(job.name)
+    if found:
+        told = [f"limits.disk of {_names(names)}: {why}" for why, names in found.items()]
+        raise LimitError(["this host lacks:", *told], hint='or disk_by = "auto"')
+
+
+def _privileged() -> bool:
+    return os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
 
 
 def _limits(manager: CgroupManager, jobs: tuple[JobSpec, ...], *, fixes: bool) -> list[str]:

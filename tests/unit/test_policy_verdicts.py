@@ -224,5 +224,26 @@ def test_every_action_the_configuration_lets_through_is_known() -> None:
             table = {"action": action, **arguments.get(action, {})}
             if name == "on_pids_limit" and action == "raise":
                 table["to"] = 99
+            job = view()
+            if name == "on_disk_limit":
+                job = view(limits=Limits(disk=64 * MIB))
             inline = hook(name)(table, Context(Path("/")))
-            assert checked(action_of(inline, view()), name, view()) is not None
+            assert checked(action_of(inline, job), name, job) is not None
+
+
+def test_while_a_disk_is_only_nearly_full_an_action_of_the_job_is_a_raise_or_nothing() -> None:
+    job = view(limits=Limits(disk=64 * MIB))
+    for full in (False, True):
+        event = DiskLimit(1.0, full, "bytes", 60 * MIB, 64 * MIB, 1, 9)
+        kill = InlineAction("kill", {"why": "full"})
+        assert action_of(kill, job, event) == (KillJob("full") if full else None)
+        memory = InlineAction("raise", {"limit": "memory", "to": 4 * GIB})
+        assert (action_of(memory, view(limits=Limits(memory=MIB)), event) is None) is not full
+        disk = InlineAction("raise", {"limit": "disk", "to": GIB})
+        assert action_of(disk, job, event) == RaiseLimit("disk", GIB)
+    assert checked(RaiseLimit("disk", 1.5 * GIB), "on_disk_limit", job).to == int(1.5 * GIB)
+    for to in (MIB, 64 * MIB):
+        with pytest.raises(Refused, match="no raise"):
+            checked(RaiseLimit("disk", to), "on_disk_limit", job)
+    with pytest.raises(Refused, match="outside 1048576"):
+        checked(Retry({"disk": 4096}), "on_exit", job)
