@@ -14,6 +14,7 @@ from supervisor.front.kinds import Context
 from supervisor.model import (
     HOOKS,
     Action,
+    DiskLimit,
     Freeze,
     Ignore,
     InlineAction,
