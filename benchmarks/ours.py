@@ -23,7 +23,7 @@ from supervisor.cgroup.api import CgroupManager, JobCgroup
 from supervisor.cgroup.detect import detect
 from supervisor.container import build, devices, hiding
 from supervisor.container.host import Host
-from supervisor.container.rootfs import Layers
+from supervisor.container.layers import Layers
 from supervisor.container.spawn import Launcher, Streams, open_launcher
 from supervisor.model import JobSpec, Limits
 from supervisor.record import exit_record

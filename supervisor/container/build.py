@@ -10,7 +10,18 @@ import shlex
 from collections.abc import Iterator
 
 from supervisor.cgroup.api import Entry
-from supervisor.container import hiding, host, idmaps, landlock, results, rootfs, seccomp, users
+from supervisor.container import (
+    hiding,
+    host,
+    idmaps,
+    landlock,
+    results,
+    rootfs,
+    seccomp,
+    users,
+    view,
+)
+from supervisor.container.layers import Layers, base_of
 from supervisor.container.protocol import Request
 from supervisor.errors import SpawnError
 from supervisor.linux import caps
@@ -27,17 +38,15 @@ RLIMITS = {
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def request(
-    spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: rootfs.Layers
-) -> Request:
+def request(spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: Layers) -> Request:
     """All that is needed to start `spec`; raises SpawnError for what can be told ahead."""
-    rootfs.base_of(spec)
+    base_of(spec)
     tops = hiding.hidden(spec, facts)
     hiding.check_seen(spec, tops, spec.working_dir, "working_dir")
     if "/" in spec.command[0]:
         program = os.path.join(spec.working_dir, spec.command[0])
         hiding.check_seen(spec, tops, program, "exec")
-    identity = users.look_up(spec.root, spec.user, spec.user_group)
+    identity = users.look_up(view.of(spec), spec.user, spec.user_group)
     env = environment(spec, identity)
     user_map = _user_map(spec, facts, identity)
     allowed = capabilities(spec)

@@ -115,7 +115,8 @@ def set_up(request: Request, operations: list[Operation], context: Context) -> N
         try:
             operation.execute(context)
         except OSError as error:
-            raise StageError("mounts", error, text=operation.describe()) from None
+            text = getattr(error, "text", "") or operation.describe()
+            raise StageError("mounts", error, text=text) from None
     context.close()
     if request.loopback:
         _guard("network", loopback_up)

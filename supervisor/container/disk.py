@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from attrs import frozen
 
 from supervisor.container import protocol
-from supervisor.container.rootfs import Layers
+from supervisor.container.layers import Layers
 from supervisor.errors import KernelError
 from supervisor.linux import loop, quota
 from supervisor.model.job import JobSpec

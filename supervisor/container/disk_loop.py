@@ -1,6 +1,6 @@
 """A writable layer in an ext4 of its own, in a file without a name, through a loop device.
 
-May import: `errors`, `linux`, `container.{disk,rootfs}`.  What holds it to its size is not the
+May import: `errors`, `linux`, `container.{disk,layers}`.  What holds it to its size is not the
 file's: the kernel is told to keep the rest of the file system in reserve (`reserved_clusters`,
 fs/ext4/sysfs.c), so that what is left for files is the limit to the block, whatever the inode
 tables take, and can be more from one moment to the next.  Growing the file system itself, by
@@ -25,7 +25,7 @@ from supervisor.container.disk import (
     mkfs_path,
     open_directory,
 )
-from supervisor.container.rootfs import Layers
+from supervisor.container.layers import Layers
 from supervisor.errors import KernelError
 from supervisor.linux import constants as c
 from supervisor.linux import loop, newmount

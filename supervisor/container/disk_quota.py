@@ -1,6 +1,6 @@
 """A writable layer in directories of the run that belong to a project with a limit.
 
-May import: `errors`, `linux`, `container.{disk,rootfs}`.  What is made below them is the project's,
+May import: `errors`, `linux`, `container.{disk,layers}`.  What is made below them is the project's,
 and cannot be moved out of it.  Root of a user namespace cannot give a file to another project
 (fs/file_attr.c, fileattr_set_prepare); an owner with the host's numbers can, whatever his
 capabilities, so that such a job is refused (`disk.refusal`).
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from supervisor.container.disk import BLOCK, Size, Usage, Way, open_directory
-from supervisor.container.rootfs import Layers
+from supervisor.container.layers import Layers
 from supervisor.linux import quota
 
 OWN_INODES = 4

@@ -1,6 +1,6 @@
 """A writable layer in memory, with a size of its own: its pages are charged to who writes them.
 
-May import: `errors`, `linux`, `container.{disk,rootfs}`.
+May import: `errors`, `linux`, `container.{disk,layers}`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import errno
 import os
 
 from supervisor.container.disk import BLOCK, Size, Usage, Way, make_directories
-from supervisor.container.rootfs import Layers
+from supervisor.container.layers import Layers
 from supervisor.errors import KernelError
 from supervisor.linux import constants as c
 from supervisor.linux import newmount

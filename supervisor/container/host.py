@@ -5,8 +5,10 @@ May import: `errors`, `linux`, `container.idmaps`.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+from pathlib import Path
 
 from attrs import evolve, frozen
 
@@ -187,6 +189,16 @@ def on_overlay(path: str) -> bool:
         if inside(path, (mount.mount_point,)):
             return mount.fstype == "overlay"
     return False
+
+
+def has_user_attributes(path: str) -> bool:
+    """Whether the file system of `path`, or of what there is of it, has xattr(7)'s user.*."""
+    there = next(one for one in (path, *map(str, Path(path).parents)) if os.path.exists(one))
+    try:
+        os.getxattr(there, "user.supervise")
+    except OSError as error:
+        return error.errno != errno.ENOTSUP  # ENODATA: it could have one
+    return True
 
 
 def clone_flags(*, network: bool, user: bool) -> int:

@@ -6,24 +6,26 @@ init executes it.
     root = "host", read-only     the host's /, bound; its other file systems bound one by one
     root = "host", overlay       an overlay over /, the other file systems bound read-only
     root = "/dir"                the directory, bound read-only or under an overlay
+    the root is an image         its layers as an overlay, written to or not (`layers`)
     a mount point is not there   a read-only root becomes an overlay of itself over a skeleton
     in a user namespace of ours  as above, but opened by the launcher, which may, and mapped by
                                  idmapped mounts where the file system can (`idmaps`)
     in any other user namespace  the mounts below / are locked together: bound as one, the
                                  kernel's pseudo file systems among them hidden
 
-May import: `errors`, `model`, `linux`, `container.{devices,hiding,host,idmaps,mounts,space,users}`.
+May import: `errors`, `model`, `linux`,
+`container.{devices,hiding,host,idmaps,layers,mounts,space}`.
 """
 
 from __future__ import annotations
 
 import os
 
-from supervisor.container import hiding, idmaps, mounts, protocol, space
+from supervisor.container import hiding, idmaps, mounts, space
 from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
-from supervisor.container.idmaps import By, how_opened
-from supervisor.container.users import resolve_in
+from supervisor.container.idmaps import By
+from supervisor.container.layers import Layered, Layers
 from supervisor.errors import SpawnError
 from supervisor.linux import constants as c
 from supervisor.model.job import HIDDEN, JobSpec, Mount, Tmpfs
@@ -34,38 +36,12 @@ TTY_GROUP = 5
 """The gid of `tty` on every Linux distribution; devpts(5) wants it for grantpt(3)."""
 
 
-class Layers:
-    """Where an overlay keeps what a job writes: directories of the run, or None for a tmpfs.
-
-    `mounted`: in a file system that comes with the request, as the tree `protocol.LAYER`.
-    `options`: of the tmpfs, where its size is not that of the job's others.
-    """
-
-    def __init__(self, run_dir: str | None, *, mounted: bool = False, options: str = "") -> None:
-        self.run_dir = run_dir
-        self.mounted = mounted
-        self.options = options
-
-    def upper(self, work: str) -> tuple[str, str]:
-        base = f"{work}/own" if self.mounted else self.run_dir or f"{work}/layers"
-        return f"{base}/upper", f"{base}/work"
-
-
-def base_of(spec: JobSpec) -> str:
-    """The directory that becomes the job's root; SpawnError when there is none."""
-    base = "/" if spec.root == "host" else spec.root
-    if not os.path.isdir(base):
-        errno = 20 if os.path.exists(base) else 2  # ENOTDIR, ENOENT
-        raise SpawnError("mounts", errno, base, "", hint='root is "host" or a directory')
-    return base
-
-
 def plan(spec: JobSpec, facts: Facts, layers: Layers, uid: int) -> tuple[mounts.Operation, ...]:
     """Every file-system operation of the job's start, in order; `uid` is the payload's.
 
     Raises SpawnError (stage `mounts`) where it can be told ahead that one must fail.
     """
-    writer = _Plan(spec, facts, layers, base_of(spec), uid)
+    writer = _Plan(spec, facts, layers, uid)
     writer.write()
     return tuple(writer.operations)
 
@@ -79,39 +55,25 @@ def check_possible(spec: JobSpec, facts: Facts, operations: tuple[mounts.Operati
         return
     root = f"{facts.work}/root"
     for one in operations:
-        if isinstance(one, mounts.Mount) and one.fstype == "overlay" and one.target == root:
+        if isinstance(one, mounts.Overlay) and one.target == root:
             cause = "write" if spec.write == "overlay" else "a mount point that / does not have"
             why = f"without root nothing can be laid over the host's root ({cause})"
             hint = 'mount below /tmp or /run, or say root = "/DIRECTORY"'
             raise SpawnError("mounts", 0, "/", why, hint=hint)
 
 
-class _Plan:
-    """One plan while it is written; `tree` numbers what is taken from the host."""
+class _Plan(Layered):
+    """One plan while it is written."""
 
-    def __init__(self, spec: JobSpec, facts: Facts, layers: Layers, base: str, uid: int) -> None:
-        self.spec = spec
-        self.facts = facts
-        self.layers = layers
-        self.base = base
+    def __init__(self, spec: JobSpec, facts: Facts, layers: Layers, uid: int) -> None:
+        super().__init__(spec, facts, layers)
         self.uid = uid
-        self.root = f"{facts.work}/root"
-        self.in_userns = spec.user_namespace.kind != "host"
-        self.given = facts.privileged and spec.user_namespace.kind == "map"
-        self.locked = self.in_userns and not self.given
-        self.operations: list[mounts.Operation] = []
         self.pending: list[tuple[int, str, bool | None]] = []
-        self.trees = 0
         self.hidden = hiding.hidden(spec, facts)
         self.opened = self._opened()
         self.missing = self._missing()
         self.covered = self._covered()
         self.whited = self._whited()
-        self.white = ""
-        self.has_layers = False
-
-    def add(self, *operations: mounts.Operation) -> None:
-        self.operations += operations
 
     def write(self) -> None:
         if not self.facts.privileged:
@@ -150,32 +112,8 @@ class _Plan:
 
         Without `devices` nobody can open a device there.
         """
-        tree = self._open(source, deep=deep, read_only=read_only, devices=devices, by=by)
+        tree = self.open(source, deep=deep, read_only=read_only, devices=devices, by=by)
         self.pending.append((tree, target, directory))
-
-    def _open(
-        self, source: str, *, deep: bool, read_only: bool, devices: bool = False, by: By
-    ) -> int:
-        """The number of the tree that holds it."""
-        attributes = 0 if devices else c.MOUNT_ATTR_NODEV
-        attributes |= c.MOUNT_ATTR_RDONLY if read_only else 0
-        self.add(
-            mounts.OpenTree(
-                tree=self.trees, source=source, recursive=deep, attributes=attributes, by=by
-            )
-        )
-        self.trees += 1
-        return self.trees - 1
-
-    def _by(self, path: str, *, deep: bool = False) -> By:
-        return how_opened(path, self.spec, self.facts, deep=deep)
-
-    @property
-    def _own_by(self) -> By:
-        """How what the launcher keeps in WORK is opened."""
-        if not self.given:
-            return ""
-        return "plain" if self.spec.user_namespace.files == "plain" else "try"
 
     def _own_work(self) -> None:
         """Without privilege the launcher has no tmpfs of its own: the job's namespace gets one."""
@@ -192,7 +130,7 @@ class _Plan:
         """The launcher's skeleton of /dev, which many jobs share."""
         self.take(
             f"{self.facts.work}/dev", "/dev", read_only=self.facts.privileged, deep=self.locked,
-            directory=True, devices=True, by=self._own_by,
+            directory=True, devices=True, by=self.own_by,
         )  # fmt: skip
         if not self.facts.privileged:
             self._standard_nodes("/dev")
@@ -217,12 +155,12 @@ class _Plan:
 
     def _take_from_host(self) -> None:
         """What is bound from the host: its other file systems, then the job's own mounts."""
-        whole = self.locked and not self._needs_overlay()
+        whole = self.locked and not self.needs_overlay()
         for point in () if self.spec.root != "host" or whole else self.facts.submounts:
             if inside(point, self.hidden):
                 continue
             directory = os.path.isdir(point)
-            by = self._by(point)
+            by = self.by(point)
             self.take(point, point, read_only=True, deep=self.locked, directory=directory, by=by)
         self._cover_directories()
         for mount in self.spec.mounts:
@@ -238,7 +176,7 @@ class _Plan:
         self._white_out()
         empty = f"{self.facts.work}/empty"
         for path in covered:
-            self.take(empty, path, read_only=True, deep=False, directory=True, by=self._own_by)
+            self.take(empty, path, read_only=True, deep=False, directory=True, by=self.own_by)
 
     def _whited(self) -> frozenset[str]:
         """What is hidden by name, in a layer over its directory: all in /etc, and files anywhere.
@@ -257,9 +195,9 @@ class _Plan:
         """The layer that hides by name: the launcher's, or one for this job's list alone."""
         if self.whited == {*hiding.whiteouts()}:
             white = f"{self.facts.work}/white"
-            return self._layer(white, "white", self._own_by) if self.given else white
+            return self.layer(white, "white", self.own_by) if self.given else white
         white = f"{self.facts.work}/layers/white"
-        self._own_layers(white)
+        self.own_layers(white)
         self.add(*(mounts.Whiteout(path=white + path) for path in sorted(self.whited)))
         return white
 
@@ -268,7 +206,7 @@ class _Plan:
         if not self.whited:
             return
         white = self._white_layer()
-        if self._needs_overlay():
+        if self.needs_overlay():
             self.white = white
         parents = {os.path.dirname(p) if not inside(p, ("/etc",)) else "/etc" for p in self.whited}
         for number, parent in enumerate(sorted(parents)):
@@ -278,22 +216,27 @@ class _Plan:
             if parent != "/etc":
                 target = f"{self.facts.work}/layers/over{number}"
                 self.add(mounts.MakeDir(path=target, mode=0o755))
-            bare = self._layer(parent) if self.given else parent
+            bare = self.layer(parent) if self.given else parent
             if self.locked:
                 bare = f"{self.facts.work}/host{parent}"
-            data = f"lowerdir={white}{parent}:{bare}" + (",userxattr" if self.in_userns else "")
-            flags = c.MS_RDONLY | c.MS_NODEV
-            self.add(mounts.Mount(fstype="overlay", target=target, flags=flags, data=data))
+            self.add(
+                mounts.Overlay(
+                    target=target, lower=(white + parent, bare), upper="", work="",
+                    flags=c.MS_RDONLY | c.MS_NODEV, options="userxattr" if self.in_userns else "",
+                )
+            )  # fmt: skip
             self.take(target, parent, read_only=True, deep=False, directory=True)
 
     def _covered(self) -> frozenset[str]:
         """What is hidden already in the launcher's view of the host's root, if that can be used."""
+        if self.spec.root != "host":
+            return frozenset()
         covered = frozenset(self.facts.covered)
-        ready = self.facts.privileged and not self.locked and not self._needs_overlay()
-        if self.given and self._by(self.base) == "mapped":
+        ready = self.facts.privileged and not self.locked and not self.needs_overlay()
+        if self.given and self.by(self.base) == "mapped":
             ready = ready and idmaps.maps_tmpfs()  # what covers is one
         fits = covered <= {*self.hidden} and not covered & {*self.opened}
-        return covered if ready and fits and self.spec.root == "host" else frozenset()
+        return covered if ready and fits else frozenset()
 
     def _opened(self) -> tuple[str, ...]:
         """Hidden directories in which something is mounted: empty ones of the job's own."""
@@ -320,7 +263,7 @@ class _Plan:
             read_only=mount.read_only,
             deep=True,
             directory=directory,
-            by=self._by(mount.source, deep=True),
+            by=self.by(mount.source, deep=True),
         )
 
     def _missing(self) -> list[tuple[str, bool]]:
@@ -328,104 +271,37 @@ class _Plan:
         wanted = [(m.target, os.path.isdir(m.source)) for m in self.spec.mounts]
         wanted += [(tmpfs.target, True) for tmpfs in self._more_tmpfs()]
         wanted += [(device.target, False) for device in self.spec.devices]
-        wanted += [(top, True) for top in OWN]
+        wanted += [(top, True) for top in (*OWN, *self._places())]
         return [
-            (self._real(path), directory) for path, directory in wanted if not self._exists(path)
+            (self.find(path).path, directory) for path, directory in wanted if self._lacks(path)
         ]
 
-    def _real(self, path: str) -> str:
-        """Where `path` of the job leads, the links of its root followed: /usr/lib/x for /lib/x."""
-        return "/" + os.path.relpath(resolve_in(self.base, path), self.base)
+    def _places(self) -> tuple[str, ...]:
+        """Directories that an image wants, but in what is mounted: that is not the image's."""
+        targets = (*OWN, *self._targets())
+        return tuple(path for path in self.spec.places if not inside(path, targets))
 
-    def _exists(self, path: str) -> bool:
-        """Whether it is there, or will be on a tmpfs of the job's own, where it is made."""
-        return self._is_made(path) or os.path.exists(resolve_in(self.base, path))
+    def _lacks(self, path: str) -> bool:
+        """Whether it is not there, nor on a tmpfs of the job's own, where it is made."""
+        return not self._is_made(path) and not self.find(path).kind
 
     def _is_made(self, path: str) -> bool:
         tops = ("/tmp", "/run", *self.opened, *(tmpfs.target for tmpfs in self.spec.tmpfs))
         if self.spec.devices:
             tops = ("/dev", *tops)
-        names = (path, self._real(path))
+        names = (path, self.find(path).path)
         return any(inside(name, (top,)) and name != top for name in names for top in tops)
-
-    def _needs_overlay(self) -> bool:
-        return self.spec.write == "overlay" or bool(self.missing)
 
     def _new_root(self) -> None:
         if self.spec.write == "overlay":
-            self._writable_overlay()
-        elif self.missing:
-            self._read_only_overlay(self.missing)
+            self.writable_overlay()
+        elif self.needs_overlay():
+            self.read_only_overlay()
         else:
             source = f"{self.facts.work}/seen" if self.covered else self.base
             deep = self.locked or bool(self.covered)
-            tree = self._open(source, deep=deep, read_only=True, by=self._by(self.base))
+            tree = self.open(source, deep=deep, read_only=True, by=self.by(self.base))
             self.add(mounts.Attach(tree=tree, target=self.root, cover=False))
-
-    def _writable_overlay(self) -> None:
-        upper, work = self.layers.upper(self.facts.work)
-        if self.layers.mounted:
-            own = os.path.dirname(upper)
-            self.add(mounts.Attach(tree=protocol.LAYER, target=own, cover=False))
-        elif self.layers.run_dir is None:
-            self._own_layers(upper)
-            self.add(mounts.MakeDir(path=work, mode=0o700))
-        elif self.given:
-            own = f"{self.facts.work}/own"
-            tree = self._open(self.layers.run_dir, deep=False, read_only=False, by="plain")
-            self.add(mounts.Attach(tree=tree, target=own, cover=False))
-            upper, work = f"{own}/upper", f"{own}/work"
-        self._overlay(f"lowerdir={self._lower()},upperdir={upper},workdir={work}")
-
-    def _read_only_overlay(self, missing: list[tuple[str, bool]]) -> None:
-        """The root, and below it a layer that has nothing but the mount points it lacks."""
-        skeleton = f"{self.facts.work}/layers/skeleton"
-        self._own_layers(skeleton)
-        for path, directory in missing:
-            under = skeleton + path
-            self.add(
-                mounts.MakeDir(path=under, mode=0o755) if directory else mounts.MakeFile(path=under)
-            )
-        self._overlay(f"lowerdir={self._lower()}:{skeleton}")
-
-    def _lower(self) -> str:
-        """The root as a layer: in a user namespace / cannot be one, as mounts are locked on it.
-
-        overlayfs takes a private copy of the mount (EINVAL: fs/namespace.c, clone_private_mount).
-        """
-        bare = self.base
-        if self.given:
-            bare = self._layer(self.base)
-        elif self.locked and self.facts.privileged and self.base == "/":
-            bare = f"{self.facts.work}/host"
-        return f"{self.white}:{bare}" if self.white else bare
-
-    def _layer(self, path: str, target: str = "host", by: By | None = None) -> str:
-        """Where the launcher's view of `path` lies, to be a layer of an overlay of the job's."""
-        by = self._by(path) if by is None else by
-        tree = self._open(path, deep=False, read_only=True, by=by)
-        place = f"{self.facts.work}/{target}"
-        self.add(mounts.Attach(tree=tree, target=place, cover=False))
-        return place
-
-    def _own_layers(self, path: str) -> None:
-        """A tmpfs of this job's alone, with `path` in it."""
-        top = os.path.dirname(path)
-        if not self.has_layers:
-            self.has_layers = True
-            data = self.layers.options or space.options(self.spec, "/", "755")
-            self.add(
-                mounts.MakeDir(path=top, mode=0o755),
-                mounts.Mount(fstype="tmpfs", target=top, flags=c.MS_NOSUID, data=data),
-            )
-        self.add(mounts.MakeDir(path=path, mode=0o755))
-
-    def _overlay(self, data: str) -> None:
-        for path in (self.base, self.layers.run_dir or ""):
-            if any(mark in path for mark in ",:\\"):
-                raise SpawnError("mounts", 22, path, "an overlay's path may not have , : or \\")
-        data += ",userxattr" if self.in_userns else ""
-        self.add(mounts.Mount(fstype="overlay", target=self.root, flags=c.MS_NODEV, data=data))
 
     def _kernel_file_systems(self) -> None:
         """Before the old root is dropped: a user namespace may mount a proc only beside another."""
@@ -457,8 +333,8 @@ class _Plan:
 
     def _may_be_closed(self, target: str) -> bool:
         """Whether it is hidden, in an overlay that was made without root's rights on the host."""
-        unmapped = self.in_userns and self._by(self.base) != "mapped"
-        return unmapped and self._needs_overlay() and target in self.hidden
+        unmapped = self.in_userns and self.by(self.base) != "mapped"
+        return unmapped and self.needs_overlay() and target in self.hidden
 
     def _attach(self) -> None:
         if self.spec.devices:
@@ -485,6 +361,9 @@ class _Plan:
             if self.spec.write == "overlay" or self._is_made(tmpfs.target):
                 self.add(mounts.MakeDir(path=tmpfs.target, mode=0o755))
             self.add(self._tmpfs(tmpfs.target, "1777"))
+        for path in self.spec.places:
+            if self._is_made(path) or (path in self._places() and self.spec.write == "overlay"):
+                self.add(mounts.MakeDir(path=path, mode=0o755))
 
     def _more_tmpfs(self) -> list[Tmpfs]:
         """Those beside what every job has."""

@@ -1,18 +1,15 @@
 """From a user's name to numbers, by the passwd and group files of the root the job will see.
 
-Files of a foreign root are opened with RESOLVE_IN_ROOT semantics: no link in it leads out.
-
-May import: `errors`, `linux`.
+May import: `errors`, `container.view`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from attrs import frozen
 
+from supervisor.container.view import View
 from supervisor.errors import SpawnError
 
 _MAX = 4 << 20
@@ -30,7 +27,7 @@ class Identity:
     name: str = ""
 
 
-def look_up(root: str, user: str | None, group: str | None) -> Identity:
+def look_up(root: View, user: str | None, group: str | None) -> Identity:
     """The identity of `user` (a name or a number; None: root) in `root`.
 
     Raises SpawnError (stage `user`) for a name that the root's /etc/passwd does not have.
@@ -50,13 +47,18 @@ def look_up(root: str, user: str | None, group: str | None) -> Identity:
     return Identity(int(uid), number, _supplementary(root, name, number), home or "/", name)
 
 
+def knows(root: View, user: str) -> bool:
+    """Whether the root's /etc/passwd has that name or number."""
+    return _find(root, user) is not None
+
+
 def _is_id(text: str) -> bool:
     """Whether it is a uid_t: ASCII digits, and not -1, which setresuid(2) takes for "leave it"."""
     digits = text.isascii() and text.isdigit() and len(text) <= 10
     return digits and int(text) < 2**32 - 1
 
 
-def _find(root: str, wanted: str) -> tuple[str, ...] | None:
+def _find(root: View, wanted: str) -> tuple[str, ...] | None:
     column = 2 if _is_id(wanted) else 0
     for fields in _lines(root, "etc/passwd", 7):
         if fields[column] == wanted and _is_id(fields[2]) and _is_id(fields[3]):
@@ -64,7 +66,7 @@ def _find(root: str, wanted: str) -> tuple[str, ...] | None:
     return None
 
 
-def _group(root: str, wanted: str) -> int:
+def _group(root: View, wanted: str) -> int:
     if _is_id(wanted):
         return int(wanted)
     for fields in _lines(root, "etc/group", 4):
@@ -73,7 +75,7 @@ def _group(root: str, wanted: str) -> int:
     raise SpawnError("user", 0, _path(root, "etc/group"), f'no group "{wanted}"')
 
 
-def _supplementary(root: str, name: str, primary: int) -> tuple[int, ...]:
+def _supplementary(root: View, name: str, primary: int) -> tuple[int, ...]:
     if not name:
         return (primary,)
     found = [
@@ -84,11 +86,12 @@ def _supplementary(root: str, name: str, primary: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([primary, *found]))
 
 
-def _path(root: str, name: str) -> str:
-    return str(Path("/" if root == "host" else root) / name)
+def _path(root: View, name: str) -> str:
+    """Where on the host it is looked for; of an image, in the layer that was added last."""
+    return f"{root.layers[0]}/{name}"
 
 
-def _lines(root: str, name: str, columns: int) -> Iterator[tuple[str, ...]]:
+def _lines(root: View, name: str, columns: int) -> Iterator[tuple[str, ...]]:
     """The well-formed lines of a colon-separated file; none when it is not there."""
     text = _read(root, name)
     for line in text.splitlines():
@@ -97,55 +100,11 @@ def _lines(root: str, name: str, columns: int) -> Iterator[tuple[str, ...]]:
             yield fields
 
 
-def _read(root: str, name: str) -> str:
-    path = _path(root, name)
-    if root != "host":
-        # A link such as etc/passwd -> /etc/passwd means the root's own file, not the host's.
-        path = resolve_in(root, "/" + name)
+def _read(root: View, name: str) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        data = root.read("/" + name, _MAX)
     except FileNotFoundError:
-        return ""
+        return ""  # it was there just now
     except OSError as error:
-        raise SpawnError("user", error.errno or 0, path, "") from error
-    try:
-        return os.read(fd, _MAX).decode(errors="replace")
-    except OSError as error:
-        raise SpawnError("user", error.errno or 0, path, "") from error
-    finally:
-        os.close(fd)
-
-
-def resolve_in(root: str, path: str) -> str:
-    """Where `path` of a job lies on the host, links followed inside `root` as if it were /.
-
-    What does not exist is kept as it is written.  Raises SpawnError for a loop of links.
-    """
-    parts = [part for part in reversed(path.split("/")) if part]
-    at: list[str] = []
-    links = 0
-    while parts:
-        part = parts.pop()
-        if part == ".." and at:
-            at.pop()
-        if part in (".", ".."):
-            continue
-        full = os.path.join(root, *at, part)
-        target = _link(full)
-        if target is None:
-            at.append(part)
-            continue
-        links += 1
-        if links > 40:
-            raise SpawnError("user", 40, full, "")  # ELOOP
-        at = [] if target.startswith("/") else at
-        parts += [piece for piece in reversed(target.split("/")) if piece]
-    return os.path.join(root, *at)
-
-
-def _link(path: str) -> str | None:
-    """Where a link leads; None: it is none, or not there.  One look, as a root may change."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
+        raise SpawnError("user", error.errno or 0, _path(root, name), "") from error
+    return "" if data is None else data.decode(errors="replace")

@@ -21,7 +21,7 @@ from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, R
 from supervisor.cgroup.detect import detect
 from supervisor.container import build, devices, disk, hiding, host, idmaps, network
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
-from supervisor.container.rootfs import Layers
+from supervisor.container.layers import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
 from supervisor.front import config as configuration
 from supervisor.front.up import settings_of

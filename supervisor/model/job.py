@@ -232,12 +232,20 @@ class JobSpec:
     ports it may use; `egress` None: it may go anywhere; `dns` None: the host's name servers;
     `bandwidth` in bytes a second, each way.  `copy_out` are paths in the job, copied to the run's
     directory when it has ended.
+
+    `root` is "host", a directory, or the canonical text of `image.reference`.  Of an image,
+    `layers` are the host directories once it is there, the top one first, and `places` are
+    directories that are made in its root where they are missing; an `entrypoint` of None, a
+    `working_dir` and a `stop.signal` of "" are as the image says.
     """
 
     name: str
     command: tuple[str, ...]
     group: str = ""
+    entrypoint: tuple[str, ...] | None = None
     root: str = "host"
+    layers: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
     write: Literal["read-only", "overlay"] = "read-only"
     keep: Literal["never", "on-failure", "always"] = "never"
     copy_out: tuple[str, ...] = ()
@@ -276,3 +284,8 @@ class JobSpec:
     pressure: PressureAt = PressureAt()
     oom: Literal["kill", "continue"] = "kill"
     expect: str = "succeeded"
+
+    @property
+    def in_image(self) -> bool:
+        """Whether its root is an image."""
+        return self.root != "host" and not self.root.startswith("/")

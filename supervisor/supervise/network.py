@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import evolve, frozen
 
+from supervisor.container import view
 from supervisor.container.spawn import Container
-from supervisor.container.users import resolve_in
 from supervisor.errors import KernelError, SpawnError, SupervisorError
 from supervisor.model.job import JobSpec
 from supervisor.supervise.forwarder import Forwarder
@@ -151,11 +151,9 @@ class Connection:
                     self._forwarder = forwarder
                     nursery.start_soon(forwarder.run)
             self._write_files()
-        base = "/" if self._job.root == "host" else self._job.root
-        resolved = {
-            path: "/" + os.path.relpath(resolve_in(base, path), base)
-            for path in plans.FILES.values()
-        }
+        with _as_spawn_error():
+            root = view.of(self._job)
+            resolved = {path: root.resolve(path) for path in plans.FILES.values()}
         mounts = plans.mounts(self._job, self._directory, self._run, resolved)
         self.spec = evolve(self._job, mounts=(*self._job.mounts, *mounts))
 

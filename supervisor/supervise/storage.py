@@ -5,15 +5,14 @@ May import: `errors`, `model`, `container`, `record`.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
 
 import trio
 
-from supervisor.container.host import on_overlay
-from supervisor.container.rootfs import Layers
+from supervisor.container.host import has_user_attributes, on_overlay
+from supervisor.container.layers import Layers
 from supervisor.container.spawn import Streams
 from supervisor.errors import KernelError, SpawnError
 from supervisor.model.job import JobSpec
@@ -177,19 +176,9 @@ def layer_base(spec: JobSpec, own: Path | None) -> Path | None:
     if spec.write != "overlay" or own is None or on_overlay(str(own)):
         return None
     kind = spec.user_namespace.kind
-    if kind == "auto" or (kind != "host" and not has_user_attributes(own)):
+    if kind == "auto" or (kind != "host" and not has_user_attributes(str(own))):
         return None
     return own
-
-
-def has_user_attributes(path: Path) -> bool:
-    """Whether the file system of `path`, or of what there is of it, has xattr(7)'s user.*."""
-    there = next(one for one in (path, *path.parents) if one.exists())
-    try:
-        os.getxattr(there, "user.supervise")
-    except OSError as error:
-        return error.errno != errno.ENOTSUP  # ENODATA: it could have one
-    return True
 
 
 def remove_tree(path: Path) -> None:

@@ -31,6 +31,8 @@ ABOVE_FRONT = (
 LAUNCHED = (
     "supervisor.container.protocol",
     "supervisor.container.mounts",
+    "supervisor.container.overlays",
+    "supervisor.container.steps",
     "supervisor.container.launcher",
     "supervisor.container.child",
     "supervisor.container.init",

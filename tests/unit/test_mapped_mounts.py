@@ -9,7 +9,7 @@ import pytest
 from supervisor.container import hiding, idmaps, mounts, rootfs
 from supervisor.container.host import Facts
 from supervisor.container.idmaps import IdMounts
-from supervisor.container.rootfs import Layers
+from supervisor.container.layers import Layers
 from supervisor.errors import SpawnError
 from supervisor.model import JobSpec, Mount, UserNamespace
 from supervisor.model.job import Capabilities
@@ -68,10 +68,9 @@ def test_nothing_is_mapped_for_who_could_make_it_writable(add: str) -> None:
 def test_a_layer_on_the_disk_is_opened_by_the_launcher_and_keeps_its_numbers() -> None:
     operations = plan(run_dir="/state/run", write="overlay", hide=())
     assert opened(operations)["/state/run"] == "plain"
-    (data,) = (one.data for one in operations
-               if isinstance(one, mounts.Mount) and one.fstype == "overlay")  # fmt: skip
+    (overlay,) = (one for one in operations if isinstance(one, mounts.Overlay))
     own = f"upperdir={WORK}/own/upper,workdir={WORK}/own/work"
-    assert data == f"lowerdir={WORK}/host,{own},userxattr"
+    assert f"nodev,lowerdir={WORK}/host,{own},userxattr none {WORK}/root" in overlay.describe()
 
 
 def test_mounts_are_not_locked_together() -> None:
