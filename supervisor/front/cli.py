@@ -156,7 +156,7 @@ def _up(verb: argparse.ArgumentParser) -> None:
 def _run(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.flags import add_job_flags
 
-    verb.usage = "supervise run [FLAG ...] -- COMMAND [ARGUMENT ...]"
+    verb.usage = "supervise run [FLAG ...] -- COMMAND [ARGUMENT ...]   (an image may have its own)"
     verb.epilog = RUN_EPILOG
     add_job_flags(verb)
     verb.add_argument("--record", metavar="FILE", help="write the JSON record there; -: stdout")
@@ -166,7 +166,7 @@ def _run(verb: argparse.ArgumentParser) -> None:
         default="refuse",
         help="what to do about a limit that this host cannot enforce (default: refuse)",
     )
-    verb.add_argument("command", metavar="COMMAND", nargs="+", help=argparse.SUPPRESS)
+    verb.add_argument("command", metavar="COMMAND", nargs="*", help=argparse.SUPPRESS)
     verb.set_defaults(verb=_do_run)
 
 

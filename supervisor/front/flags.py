@@ -84,11 +84,13 @@ def config_from_flags(
     context = context or Context(Path.cwd())
     problems = Problems(_place)
     raw = _raw(args, problems)
-    raw[("command",)] = Found(list(args.command), ("command",))
+    if args.command:
+        raw[("command",)] = Found(list(args.command), ("command",))
     if not sane({".".join(key): item.value for key, item in raw.items()}, problems):
         problems.raise_any()
     values = parse_values(JOB, raw, context, problems)
-    job = build(_name(args.command), raw, values, ("command",), problems, context)
+    named = args.command or [values.get(("root",), "")]
+    job = build(_name(named), raw, values, ("command",), problems, context)
     plugins = _plugins(args, context, problems)
     state = default_state(context)
     settings = SupervisorSettings(name, state, default_runtime(context, state), plugins)
@@ -158,7 +160,7 @@ def _place(path: KeyPath) -> tuple[int, str]:
 
 
 def _name(command: list[str]) -> str:
-    """A job's name from its program's."""
+    """A job's name from its program's, or its image's."""
     stem = Path(command[0]).name if command else ""
     safe = re.sub(r"[^A-Za-z0-9_.-]", "-", stem).lstrip(".-")[:64]
     return safe or "run"

@@ -116,9 +116,9 @@ def _fill(
 
 
 def _fill_one(key: Key, value: Any, member: Mapping[str, str], context: Context) -> Any:
-    if key == ("command",) and isinstance(value, str):
+    if key in (("command",), ("entrypoint",)) and isinstance(value, str):
         # Split first: a value with a space in it stays one word.
-        value = list(kinds.command(value, context))
+        value = list(kinds.entrypoint(value, context))
     return matrix.fill(value, member)
 
 
@@ -130,12 +130,18 @@ def build(
     check.all()
     single = plain(values)
     script = single.pop("script", None)
-    single.setdefault("command", script or ())  # none: that is a problem already noted
+    single.setdefault("command", script or ())  # none: the image's, or a problem already noted
     hooks = {hook: single.pop(hook) for hook in HOOKS if hook in single}
     user, user_group = single.pop("user", (None, None))
     single["user"], single["user_group"] = user, single.pop("group", user_group)
     single.setdefault("write", "read-only" if single.get("root", "host") == "host" else "overlay")
     single.setdefault("user_namespace", default_user_namespace(context))
+    stop = section(values, "stop")
+    if _is_image(single.get("root", "host")):
+        single.setdefault("working_dir", "")
+        stop.setdefault("signal", "")
+        if script:
+            single.setdefault("entrypoint", ())
     return JobSpec(
         name=name,
         group=matrix.group_of(name),
@@ -143,12 +149,16 @@ def build(
         limits=Limits(**section(values, "limits")),
         capabilities=Capabilities(**section(values, "capabilities")),
         rlimits=Rlimits(**section(values, "rlimits")),
-        stop=Stop(**section(values, "stop")),
+        stop=Stop(**stop),
         restart=Restart(**section(values, "restart")),
         pressure=PressureAt(**section(values, "pressure")),
         hooks=hooks,
         **single,
     )
+
+
+def _is_image(root: str) -> bool:
+    return JobSpec("", (), root=root).in_image
 
 
 class _Together:
@@ -179,8 +189,14 @@ class _Together:
 
     def command(self) -> None:
         both = [key for key in _COMMANDS if key in self.raw]
-        if not both:
+        image = _is_image(self.values.get(("root",), "host"))
+        begins = ("entrypoint",) in self.raw
+        if not both and (not image or self.values.get(("entrypoint",)) == ()):
             self.problems.add(self.origin, "has neither a command nor a script")
+        if begins and not image:
+            self.complain(("entrypoint",), "only an image has one: write it into command")
+        if begins and ("script",) in self.raw:
+            self.complain(("entrypoint",), "a script is run by /bin/sh, and by nothing else")
         if len(both) == 2:
             self.complain(("script",), "a job has a command or a script, not both")
 

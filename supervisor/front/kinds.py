@@ -1,8 +1,9 @@
 """The kinds of single values a setting can have: how each is checked and how a flag writes it.
 
-May import: `errors`, `model`, `front.problems`.  A parser takes what TOML gave and
-the `Context`, and returns the checked value or raises `Wrong`, which says what is allowed and what
-was found.  Values made of several (mounts, hooks) are in `front.compounds` and `front.actions`.
+May import: `errors`, `model`, `image.reference`, `front.problems`.  A parser takes what TOML gave
+and the `Context`, and returns the checked value or raises `Wrong`, which says what is allowed and
+what was found.  Values made of several (mounts, hooks) are in `front.compounds` and
+`front.actions`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from attrs import field, frozen
 
 from supervisor.front.problems import Wrong, found, unknown
+from supervisor.image import reference
 from supervisor.model import units
 
 PAGE = 4096
@@ -226,6 +228,11 @@ def command(value: Any, context: Context) -> tuple[str, ...]:
     return tuple(argv)
 
 
+def entrypoint(value: Any, context: Context) -> tuple[str, ...]:
+    """The beginning of an argv, as `command`; empty for none."""
+    return () if value in ([], "") else command(value, context)
+
+
 def script(value: Any, context: Context) -> tuple[str, ...]:
     """The argv that runs a shell script, stopping at the first error or unset variable."""
     text = string(value, context)
@@ -280,17 +287,14 @@ def job_path(value: Any, context: Context) -> str:
 
 
 def root(value: Any, context: Context) -> str:
-    """ "host", or a directory: absolute, or relative to the configuration with a leading dot."""
+    """A reference (`image.reference`) in its one form, relative paths made absolute."""
     text = string(value, context)
-    if text == "host":
-        return text
     if text.startswith(("/", "./", "../")) or text in (".", ".."):
         return host_path(text, context)
-    raise must(
-        '"host" or a path that begins with "/" or "./"',
-        value,
-        "images are not available in this version",
-    )
+    try:
+        return str(reference.parse(text, context.base))
+    except ValueError as error:
+        raise Wrong(f"{found(value)}: {error}; a root is {reference.FORMS}") from None
 
 
 def plugin(value: Any, context: Context) -> str:

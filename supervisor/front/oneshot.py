@@ -27,6 +27,7 @@ from supervisor.supervise.instance import Instance, Settings, open_instance, scr
 from supervisor.supervise.shutdown import obey_signals
 
 TIMED_OUT, FAILED, NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 124, 125, 126, 127, 128
+INTERRUPTED = 130
 TOLD = frozenset({"warning", "notify", "retry", "restart", "limit_changed", "cleanup_failed",
                   "copied_out", "kept"})  # fmt: skip
 """Entries that somebody who runs one command wants to hear of."""
@@ -54,10 +55,14 @@ def run(args: argparse.Namespace) -> int:
         )
         told = Printer(sys.stderr, _line)
         try:
-            record = trio.run(_run, _with_terminal(config), settings, policies, told)
+            record, interrupted = trio.run(
+                _run, _with_terminal(config), settings, policies, told
+            )
         finally:
             sys.stderr.write(told.take())  # of the end, when nobody runs it any more
     _tell(record, args.record)
+    if interrupted and record.reason is Reason.SKIPPED:
+        return INTERRUPTED  # while its image was on the way
     return exit_status(record)
 
 
@@ -72,7 +77,7 @@ def _with_terminal(config: Config) -> Config:
 
 async def _run(
     config: Config, settings: Settings, policies: tuple[Policy, ...], told: Printer
-) -> RunRecord:
+) -> tuple[RunRecord, str]:
     async with (
         open_instance(settings, config.jobs, policies, QuietLog(told)) as instance,
         trio.open_nursery() as nursery,
@@ -81,7 +86,7 @@ async def _run(
         await nursery.start(obey_signals, instance)
         await instance.run()
         nursery.cancel_scope.cancel()
-    return _last(instance)
+    return _last(instance), instance.interrupted
 
 
 def _last(instance: Instance) -> RunRecord:
@@ -138,5 +143,5 @@ _FIXED: dict[Reason, Callable[[RunRecord], int]] = {
     Reason.CPU_TIMEOUT: lambda _: TIMED_OUT,
     Reason.START_FAILED: _start_status,
     Reason.SKIPPED: lambda _: FAILED,
-    Reason.STOPPED: lambda _: 130,
+    Reason.STOPPED: lambda _: INTERRUPTED,
 }

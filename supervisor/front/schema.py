@@ -264,9 +264,16 @@ JOB = Table((
     Setting("script", Kind("string", kinds.script, ""),
             "A shell script, run by `sh -eu`. This or `command`.", "", '"""\nsort in > out\n"""',
             matrix=True),
-    Setting("root", Kind('`"host"`, or a directory: `"/srv/root"`, `"./root"`', kinds.root,
-                         "host|DIR"),
-            "The root file system the job sees.", '"host"', '"/srv/debian"', "root", True),
+    Setting("entrypoint", Kind("as `command`; `[]`: none", kinds.entrypoint, "PROGRAM"),
+            "What stands before `command`, instead of the image's own entrypoint; images only.",
+            "the image's", '["/bin/sh", "-c"]', "entrypoint", True),
+    Setting("root", Kind('`"host"`; a directory: `"/srv/root"`, `"./root"`; or an image: '
+                         '`"oci:DIR[:TAG]"`, `"oci-archive:FILE"`, `"docker-archive:FILE"`, '
+                         '`"tar:FILE"`, `"docker://NAME:TAG"`, or its name in the store (see '
+                         "images.md)", kinds.root, "host|DIR|IMAGE"),
+            "The root file system the job sees. An image gives what the job does not say: command, "
+            "environment, user, working directory, stop signal.", '"host"', '"docker://debian:12"',
+            "root", True),
     Setting("write", _words("read-only", "overlay"),
             "Whether it may write to its root; an overlay takes the writes and is thrown away.",
             '`"read-only"` for the host, else `"overlay"`', '"overlay"', "write"),

@@ -39,6 +39,9 @@ _NONE_IS_MAX = ("attempts",)
 """Where None is no bound, and leaving the key out would mean the default."""
 
 
+_NOT_SETTINGS = ("name", "group", "command", "hooks", "layers", "places")
+
+
 def show(config: Config) -> str:
     """The whole configuration as TOML, one table per job."""
     lines = ["[supervisor]", *_pairs(_supervisor(config.supervisor))]
@@ -79,17 +82,20 @@ def _job(job: JobSpec) -> dict[str, Any]:
     """One job's settings by their names in the file; what is not set is left out."""
     table: dict[str, Any] = {"command": list(job.command)}
     for attribute in fields(JobSpec):
-        if attribute.name not in ("name", "group", "command", "hooks"):
+        if attribute.name not in _NOT_SETTINGS:
             key = "group" if attribute.name == "user_group" else attribute.name
             table[key] = _plain(key, getattr(job, attribute.name))
     table["hide"] = _hidden(job.hide)
     table |= {hook: _hook(action) for hook, action in job.hooks.items()}
+    if job.in_image:  # "" is what the image says
+        table["working_dir"] = table["working_dir"] or None
+        table["stop"] = {key: value for key, value in table["stop"].items() if value}
     return _nonempty(_set(table)) | _empty_but_set(job)
 
 
 def _empty_but_set(job: JobSpec) -> dict[str, Any]:
     """Arrays that say something by being empty: leaving them out would mean the default."""
-    return {key: [] for key in ("egress", "dns") if getattr(job, key) == ()}
+    return {key: [] for key in ("egress", "dns", "entrypoint") if getattr(job, key) == ()}
 
 
 def _hidden(paths: tuple[str, ...]) -> str | list[str]:

@@ -106,6 +106,14 @@ class UserIds:
 
 
 @frozen
+class ImageUse:
+    """The image whose layers were the root: by which name, and its manifest's digest."""
+
+    name: str
+    digest: str
+
+
+@frozen
 class Evidence:
     """One thing that was read: from `source` (a path), `what` was found there."""
 
@@ -115,8 +123,8 @@ class Evidence:
 
 @frozen
 class StartError:
-    """Why the command never ran: the stage of `container.protocol.STAGES`, `errno` 0 where no
-    system call failed."""
+    """Why the command never ran: the stage of `container.protocol.STAGES`, or `image`; `errno` 0
+    where no system call failed."""
 
     stage: str
     errno: int
@@ -144,6 +152,7 @@ class RunRecord:
     output: OutputUse = OutputUse()
     disk: DiskUse = DiskUse()
     user_namespace: UserIds | None = None
+    image: ImageUse | None = None
     expected: bool = False
     detail: str = ""
     decided_by: str = ""

@@ -315,8 +315,12 @@ timeout = "soon"
         ("network = 'bridge'\negress = ['10.0.0.1/8']", "egress[0]", "bits must be zero"),
         ("network = 'bridge'\ndns = ['localhost']", "dns[0]", "an IP address"),
         ("network = 'bridge'\nbandwidth = 1", "bandwidth", "at least 4K"),
-        ("root = 'debian:12'", "root", "images are not available"),
-        ("root = ''", "root", "begins with"),
+        ("root = 'ftp://x/y'", "root", 'a root is "host", a directory'),
+        ("root = 'docker://Debian'", "root", "no name of an image"),
+        ("root = 'oci:'", "root", "names no path"),
+        ("root = ''", "root", "is empty"),
+        ("root = '/dir'\nentrypoint = 'x'", "entrypoint", "only an image has one"),
+        ("root = 'debian'\nentrypoint = 5", "entrypoint", "an array of strings"),
         ("limits.memory = 0", "limits.memory", "at least 4K"),
         ("limits.memory = -1", "limits.memory", "at least 4K"),
         ("limits.memory = '0%'", "limits.memory", "above 0%"),
@@ -610,3 +614,12 @@ def test_the_example_is_right_and_each_of_its_jobs_is_limited():
         assert None not in (spec.limits.memory, spec.limits.pids, spec.limits.cpus)
     assert {one.expect for one in config.jobs} >= {"succeeded", "timeout", "policy"}
     assert example.text() == example.path().read_text(encoding="utf-8")
+
+
+def test_of_an_image_a_script_has_no_entrypoint():
+    problems = wrong("[jobs.one]\nroot = 'debian'\nentrypoint = 'x'\nscript = 'y'\n")
+    assert problems == [
+        "x.toml:3: jobs.one.entrypoint: a script is run by /bin/sh, and by nothing else"
+    ]
+    problems = wrong("[jobs.one]\nroot = 'debian'\nentrypoint = []\n")
+    assert problems == ["x.toml:1: jobs.one: has neither a command nor a script"]

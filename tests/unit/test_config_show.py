@@ -187,6 +187,42 @@ def test_what_is_said_of_registries_reads_back():
     assert parse(show(config), "y.toml", ELSEWHERE).images == config.images
 
 
+def test_what_an_image_says_is_left_to_it():
+    config = read(
+        """
+[jobs.plain]
+root = "debian:12"
+[jobs.said]
+root = "docker://localhost:5000/a/b@sha256:%s"
+entrypoint = []
+command = "x"
+working_dir = "/"
+user = "root"
+stop = { signal = "TERM", grace = "3s" }
+[jobs.script]
+root = "oci:./layout:tag"
+script = "true"
+[jobs.begun]
+root = "tar:x.tar"
+entrypoint = "/bin/sh -c"
+"""
+        % ("0" * 64)
+    )
+    assert [job.root for job in config.jobs] == [
+        "debian:12", f"docker://localhost:5000/a/b@sha256:{'0' * 64}",
+        f"oci:{CONTEXT.base}/layout:tag", f"tar:{CONTEXT.base}/x.tar",
+    ]  # fmt: skip
+    plain, said, script, begun = config.jobs
+    assert (plain.command, plain.entrypoint, plain.working_dir, plain.stop.signal, plain.user,
+            plain.write) == ((), None, "", "", None, "overlay")  # fmt: skip
+    assert (said.entrypoint, said.working_dir, said.stop.signal) == ((), "/", "TERM")
+    assert script.entrypoint == ()
+    assert begun.entrypoint == ("/bin/sh", "-c")
+    shown = show(config)
+    assert parse(shown, "/else/where.toml", ELSEWHERE).jobs == config.jobs
+    assert "layers" not in shown and "places" not in shown
+
+
 def test_the_example_reads_back():
     config = parse(example.text(), "config.toml.example", CONTEXT)
     assert parse(show(config), "x.toml", ELSEWHERE).jobs == config.jobs
