@@ -1,8 +1,8 @@
 """PID 1 of a job: starts the payload, forwards signals, reaps, writes the exit record, ends.
 
-It runs no line of anybody else's, holds no descriptor but the record's, sits outside the job's
-limits, and is not dumpable, so that the payload can neither exhaust nor trace it.  When it ends the
-kernel kills what is left in its pid namespace: the job's end is the payload's end.
+It runs no line of anybody else's, holds no descriptor but the record's and its image's lease, sits
+outside the job's limits, and is not dumpable, so that the payload can neither exhaust nor trace it.
+When it ends the kernel kills what is left in its pid namespace: the job's end is the payload's end.
 
 A signal that arrives here is sent on to every process of the namespace, whatever its session or
 process group; a stopped one is continued, so that a polite request reaches it too.
@@ -33,7 +33,10 @@ _CREDENTIALS = 12  # sizeof(struct ucred)
 
 
 class Descriptors:
-    """The descriptors that came with the request, by name."""
+    """The descriptors that came with the request and have a name.
+
+    The others that the init is to keep are open, and nobody closes them.
+    """
 
     __slots__ = ("record", "status", "stderr", "stdin", "stdout")
     status: int

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     Gate = tuple[_socket.socket, _socket.socket]
 
 _FD_SIZE = 4
-_IN_MEMFD = marshal.dumps(None)
 _AT_ONCE = 64
 """Mounts in one message of a gate; the kernel takes 253 descriptors (SCM_MAX_FD)."""
 WORK_OPTIONS = "mode=711,size=1M"
@@ -153,10 +152,11 @@ def serve_one(control: _socket.socket, bounding: Bounding) -> bool:
 
 def receive(control: _socket.socket) -> tuple[bytes, list[int]]:
     """A message and its descriptors; a long one came as a memfd, the last of them."""
-    space = _socket.CMSG_SPACE(_FD_SIZE * (len(protocol.DESCRIPTORS) + 2))
+    most = len(protocol.DESCRIPTORS) + protocol.MOST_KEPT + 2
+    space = _socket.CMSG_SPACE(_FD_SIZE * most)
     data, ancillary, _, _ = control.recvmsg(protocol.MAX_MESSAGE, space, _socket.MSG_CMSG_CLOEXEC)
     fds = descriptors(ancillary)
-    if fds and data == _IN_MEMFD:
+    if fds and data == protocol.ELSEWHERE:
         memfd = fds.pop()
         data = os.pread(memfd, os.fstat(memfd).st_size, 0)
         os.close(memfd)

@@ -5,8 +5,11 @@
         └──────── status (SOCK_SEQPACKET) ── job's init ── error pipe ── payload
 
 control, one exchange per job, answers in the order of the requests:
-    → request   a Request; with it the descriptors status, stdin, stdout, stderr, record and, if
-                `has_layer`, the mount of a writable layer; a long one is None, and comes in a memfd
+    → request   a Request; with it the descriptors status, stdin, stdout, stderr, record; if it says
+                `has_layer`, the mount of a writable layer; and those that the init keeps as long as
+                it lives, the payload not at all: the lease of the image, whose lock holds its
+                layers even when the supervisor has been killed.  A long request is None, and comes
+                in a memfd, the last of them
     ← cloned    (CLONED, pid); with it the pidfd of the job's init
     ← refused   (REFUSED, stage, errno, path, text): nothing was cloned
 status, one answer per job, then end of file:
@@ -64,9 +67,13 @@ STAGES = (
 """Where making a container can fail, in the order in which it happens."""
 
 DESCRIPTORS = ("status", "stdin", "stdout", "stderr", "record")
-"""What comes with a request, in this order."""
+"""What comes with a request, in this order, before a layer and what the init is to keep."""
 LAYER = -1
 """The number of the writable layer's mount among the trees (`mounts.OpenTree` counts from 0)."""
+
+MOST_KEPT = 64
+ELSEWHERE = marshal.dumps(None)
+"""The message of a request that lies in a memfd, the last of the descriptors."""
 
 
 class Request:

@@ -7,7 +7,6 @@ inits is `supervise.reaper`; it starts the launcher too (`Starter`).
 from __future__ import annotations
 
 import errno
-import marshal
 import os
 import select
 import signal
@@ -54,7 +53,7 @@ class Streams:
     """
 
     def __init__(self, stdin: int, stdout: int, stderr: int, record: int) -> None:
-        self.all = (stdin, stdout, stderr, record)
+        self.all: tuple[int, ...] = (stdin, stdout, stderr, record)
         self.layer: tuple[int, ...] = ()
 
 
@@ -210,9 +209,12 @@ class Launcher:
             with trio.CancelScope(shield=True):
                 await process.wait()
 
-    async def start(self, request: Request, streams: Streams) -> Container:
+    async def start(
+        self, request: Request, streams: Streams, kept: tuple[int, ...] = ()
+    ) -> Container:
         """Have a container made.  Raises SpawnError: nothing was cloned.
 
+        `kept` are descriptors that its init holds until it ends; ours stay the caller's.
         A launcher that died is started anew for the next request; this one fails.  One that has
         given up a capability that this job is to have is replaced first.
         """
@@ -220,7 +222,7 @@ class Launcher:
         try:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             with theirs:
-                descriptors = (theirs.fileno(), *streams.all, *streams.layer)
+                descriptors = (theirs.fileno(), *streams.all, *streams.layer, *kept)
                 pid, pidfd = await self._exchange(request, descriptors)
         except BaseException:
             ours.close()
@@ -267,7 +269,7 @@ def send(control: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> N
     memfd = os.memfd_create("request", os.MFD_CLOEXEC)
     try:
         os.write(memfd, data)
-        socket.send_fds(control, [marshal.dumps(None)], (*descriptors, memfd))
+        socket.send_fds(control, [protocol.ELSEWHERE], (*descriptors, memfd))
     finally:
         os.close(memfd)
 

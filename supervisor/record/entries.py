@@ -37,6 +37,8 @@ from supervisor.model.record import RunRecord
 KINDS = (
     "supervisor_started",
     "job_waiting",
+    "image_wanted",
+    "image_ready",
     "job_starting",
     "user_ids",
     "job_started",

@@ -13,12 +13,14 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import Counters, Usage
 from supervisor.container import seccomp
-from supervisor.errors import KernelError, SpawnError, SupervisorError
+from supervisor.errors import ImageError, KernelError, SpawnError, SupervisorError
 from supervisor.linux import kmsg
+from supervisor.model.image import Image
 from supervisor.model.record import (
     CpuUse,
     DiskUse,
     Evidence,
+    ImageUse,
     IoUse,
     MemoryUse,
     OutputUse,
@@ -91,6 +93,8 @@ def start_failed(run: Run, error: SupervisorError) -> RunRecord:
     told = None
     if isinstance(error, SpawnError):
         told = StartError(error.stage, error.errno, error.path)
+    elif isinstance(error, ImageError):
+        told = StartError("image", 0, error.where)
     reason = run.cause.reason if run.cause else Reason.START_FAILED
     return RunRecord(
         job=run.spec.name,
@@ -105,10 +109,15 @@ def start_failed(run: Run, error: SupervisorError) -> RunRecord:
         output=OutputUse(limit=run.limits.output),
         disk=DiskUse(limit=run.limits.disk, inode_limit=run.limits.disk_inodes),
         user_namespace=_user_ids(run),
+        image=image_use(run.image),
         expected=reason == run.spec.expect,
         detail="stopped while it was started" if stopped else str(error),
         start_error=None if stopped else told,
     )
+
+
+def image_use(image: Image | None) -> ImageUse | None:
+    return None if image is None else ImageUse(image.name, image.digest)
 
 
 def _user_ids(run: Run) -> UserIds | None:
@@ -225,6 +234,7 @@ def _record(
         pids=PidsUse(run.limits.pids, usage.pids_peak, counters.refused),
         io=IoUse(usage.read_bytes, usage.write_bytes),
         user_namespace=_user_ids(run),
+        image=image_use(run.image),
         expected=reason == run.spec.expect,
         detail=told or (cause.why if cause else ""),
         decided_by=cause.by if cause else "",

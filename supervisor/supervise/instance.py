@@ -25,6 +25,7 @@ from supervisor.container import hiding
 from supervisor.container.host import Host
 from supervisor.container.spawn import open_launcher, sealed
 from supervisor.errors import KernelError, SupervisorError
+from supervisor.image.progress import Listener, silent
 from supervisor.linux import syscalls
 from supervisor.model.job import JobSpec
 from supervisor.model.record import Reason, RunRecord
@@ -36,6 +37,7 @@ from supervisor.supervise import preflight
 from supervisor.supervise.admission import Admission, Room
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.idranges import IdRanges
+from supervisor.supervise.images import Images, Source
 from supervisor.supervise.job import Job
 from supervisor.supervise.network import Network, Place
 from supervisor.supervise.projects import Projects
@@ -54,7 +56,8 @@ class Settings:
     """What an instance is told.  `state` None: a one-shot run; `scratch` for its writable layer,
     `kept` for one that stays.  `state_dir` has what instances share: named volumes.
 
-    `pool`: the bridge's addresses, None for a network that is free.
+    `pool`: the bridge's addresses, None for a network that is free.  `images`: where those of the
+    jobs come from, `told` hears how far each is.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Settings:
     kept: StateDir | None = None
     state_dir: Path | None = None
     pool: str | None = None
+    images: Source | None = None
+    told: Listener = silent
 
 
 class Instance:
@@ -167,6 +172,8 @@ async def open_instance(
         network = Network(place, specs, nursery, log.emit)
         await network.sweep()
         stack.push_async_callback(network.close)
+        images = Images(settings.images, nursery, settings.told)
+        stack.callback(images.close)
         stops: list[Callable[[str], None]] = []
         shared = Shared(
             manager=manager,
@@ -187,6 +194,7 @@ async def open_instance(
             volumes=Volumes(settings.state_dir) if settings.state_dir else None,
             id_ranges=ids,
             projects=projects,
+            images=images,
         )
         instance = Instance(shared, specs)
         stops.append(instance.stop)

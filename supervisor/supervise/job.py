@@ -9,8 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import trio
+from attrs import asdict
 
-from supervisor.errors import KernelError
+from supervisor.errors import KernelError, SupervisorError
+from supervisor.model.image import Image
 from supervisor.model.job import JobSpec
 from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, MemoryUse, PidsUse, Reason, RunRecord, iso
@@ -18,6 +20,8 @@ from supervisor.model.state import State, check
 from supervisor.model.status import JobStatus
 from supervisor.record.entries import ended_entry
 from supervisor.supervise.admission import Demand
+from supervisor.supervise.ending import image_use
+from supervisor.supervise.images import applied
 from supervisor.supervise.restart import Again, next_run
 from supervisor.supervise.run import Run
 from supervisor.supervise.shared import Shared
@@ -44,6 +48,7 @@ class Job:
         self._waiting: trio.CancelScope | None = None
         self._waits_for = ""
         self._cpu_before: tuple[float, float] | None = None
+        self.image: Image | None = None
 
     @property
     def expected(self) -> bool:
@@ -120,6 +125,50 @@ class Job:
 
     async def _attempt(self, attempt: int) -> RunRecord | None:
         """One run, once there is room for it; None when the job was stopped while it waited."""
+        refusal = await self._have_image()
+        if self._stop:
+            return None
+        record = await (self._refused(attempt, refusal) if refusal else self._run_once(attempt))
+        if record is not None and self._run is not None:
+            self._limits = self._run.limits
+            self.records.append(record)
+        return record
+
+    async def _have_image(self) -> SupervisorError | None:
+        """Acquire its image, the first time, and become what that says; why it cannot be had."""
+        spec, images = self.spec, self.shared.images
+        if not spec.in_image or self.image is not None:
+            return None
+        self._waits_for = f"image {spec.root}"
+        if not images.is_ready(spec.root):
+            self.shared.log.emit("image_wanted", job=spec.name, image=spec.root)
+        try:
+            await self._wait(self._get_image)
+        except SupervisorError as error:
+            return error
+        finally:
+            self._waiting = None
+            self._waits_for = ""
+        return None
+
+    async def _get_image(self) -> None:
+        root = self.spec.root
+        fresh = not self.shared.images.is_ready(root)
+        image = await self.shared.images.get(root)
+        self.spec, self.image = applied(self.spec, image), image
+        if fresh:
+            self.shared.log.emit(
+                "image_ready", job=self.spec.name, image=image.name, digest=image.digest,
+                layers=len(image.layers), platform=image.platform,
+            )  # fmt: skip
+
+    async def _refused(self, attempt: int, error: SupervisorError) -> RunRecord:
+        self._enter(State.STARTING)
+        self._run = Run(self.shared, self.spec, self._limits, attempt, self._enter)
+        self._emit_starting(attempt)
+        return await self._run.refuse(error)
+
+    async def _run_once(self, attempt: int) -> RunRecord | None:
         spec, admission = self.spec, self.shared.admission
         demand = Demand.of(self._limits)
         if not await self._wait(
@@ -129,14 +178,17 @@ class Job:
             return None
         try:
             self._enter(State.STARTING)
-            self._run = Run(self.shared, spec, self._limits, attempt, self._enter)
-            self._run.emit("job_starting", attempt=attempt)
-            record = await self._run.execute()
+            self._run = Run(self.shared, spec, self._limits, attempt, self._enter, self.image)
+            self._emit_starting(attempt)
+            return await self._run.execute()
         finally:
             admission.release(spec.name)
-        self._limits = self._run.limits
-        self.records.append(record)
-        return record
+
+    def _emit_starting(self, attempt: int) -> None:
+        assert self._run is not None
+        image = image_use(self.image)
+        said = {"image": asdict(image)} if image is not None else {}
+        self._run.emit("job_starting", attempt=attempt, **said)
 
     def _again(self, record: RunRecord, restarts: int) -> Again | None:
         assert self._run is not None
@@ -234,6 +286,8 @@ class Job:
 
     def _idle_status(self, last: RunRecord | None) -> JobStatus:
         waits = self.shared.admission.waits_for(self.spec.name) or self._waits_for
+        if waits.startswith("image "):
+            waits += self.shared.images.progress(self.spec.root)
         ended = self.state in (State.ENDED, State.BACKOFF) and last is not None
         return JobStatus(
             name=self.spec.name,

@@ -32,6 +32,7 @@ from supervisor.model.event import (
     Tick,
     Timeout,
 )
+from supervisor.model.image import Image
 from supervisor.model.job import JobSpec, UserNamespace
 from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, Reason, RunRecord, iso
@@ -67,7 +68,8 @@ class Run:
     """One attempt at a job, from its start to its record.
 
     `state` is the job's, told to `on_state`; `limits` are those in force; `retry` what a policy
-    wants done after the end; `cause` the first ending that the supervisor began.
+    wants done after the end; `cause` the first ending that the supervisor began; `image` the one
+    that `spec` has the layers of.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Run:
         limits: Limits,
         attempt: int,
         on_state: Callable[[State], None],
+        image: Image | None = None,
     ) -> None:
         self.shared = shared
+        self.image = image
         self.spec = evolve(spec, limits=limits)
         self.limits = limits
         self.attempt = attempt
@@ -131,6 +135,13 @@ class Run:
                 self._failed = not record.expected
         except SupervisorError as error:
             record = ending.start_failed(self, error)
+        return await self._concluded(record)
+
+    async def refuse(self, error: SupervisorError) -> RunRecord:
+        """The record of a run that cannot even begin."""
+        return await self._concluded(ending.start_failed(self, error))
+
+    async def _concluded(self, record: RunRecord) -> RunRecord:
         self._write_down(record)
         await self._ask_about_exit(record)
         return record
@@ -353,7 +364,8 @@ class Run:
         request = build.request(spec, self.id, self.cgroup.entry, facts, storage.layers)
         for taken in self.taken:
             taken.give(spec, facts, request.uid, request.gid)
-        self.container = await shared.launcher.start(request, storage.streams)
+        kept = (shared.images.lease(spec.root),) if self.image is not None else ()
+        self.container = await shared.launcher.start(request, storage.streams, kept)
         storage.started()
         try:
             if connection is not None:

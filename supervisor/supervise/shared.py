@@ -20,6 +20,7 @@ from supervisor.policy.engine import Engine
 from supervisor.record.runs import RunIds, StateDir
 from supervisor.supervise.admission import Admission
 from supervisor.supervise.idranges import IdRanges
+from supervisor.supervise.images import Images
 from supervisor.supervise.network import Network
 from supervisor.supervise.projects import Projects
 from supervisor.supervise.reaper import Reaper
@@ -59,6 +60,7 @@ class Shared:
     stop_all: Callable[[str], None]
     id_ranges: IdRanges
     projects: Projects
+    images: Images
     state: StateDir | None = None
     scratch: Path | None = None
     kept: StateDir | None = None
