@@ -55,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
         )
         told = Printer(sys.stderr, _line)
         try:
-            record, interrupted = trio.run(
-                _run, _with_terminal(config), settings, policies, told
-            )
+            record, interrupted = trio.run(_run, _with_terminal(config), settings, policies, told)
         finally:
             sys.stderr.write(told.take())  # of the end, when nobody runs it any more
     _tell(record, args.record)

@@ -170,8 +170,8 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
 }  # fmt: skip
 ONLY = {"swappiness": "v1", "memory-high": "v2", "memory-low": "v2"}
 """What one generation of control groups alone has."""
-TOGETHER = {"restart-attempts", "restart-backoff", "restart-max-backoff"}
-"""Used with another flag of the table."""
+TOGETHER = {"entrypoint", "restart-attempts", "restart-backoff", "restart-max-backoff"}
+"""Used with another flag of the table; an entrypoint with an image (test_images_store.py)."""
 ON_BRIDGE = ("port", "egress", "dns", "bandwidth")
 LACKED = dict.fromkeys(("cpuset", "time-offset", *ON_BRIDGE), pytest.mark.qemu)
 """What User-Mode Linux has not got."""
