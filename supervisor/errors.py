@@ -71,10 +71,10 @@ class SpawnError(SupervisorError):
     """
 
     def __init__(self, stage: str, errno: int, path: str, text: str, *, hint: str = "") -> None:
-        why = os.strerror(errno) if errno else text
+        self.why = os.strerror(errno) if errno else text
         where = f"{path}: " if path else ""
         extra = f" ({text})" if errno and text else ""
-        super().__init__(f"{stage}: {where}{why}{extra}", hint=hint)
+        super().__init__(f"{stage}: {where}{self.why}{extra}", hint=hint)
         self.stage = stage
         self.errno = errno
         self.path = path

@@ -64,6 +64,12 @@ def programs(profile: str, capabilities: frozenset[int]) -> tuple[bytes, ...]:
     return _programs(_read(path), path, capabilities, logging)
 
 
+def try_profile(profile: str, capabilities: frozenset[int]) -> None:
+    """Compile the profile of a path, and keep nothing.  Raises SpawnError as `programs` does."""
+    if profile not in ("default", "log", "unconfined"):
+        compile_profile(_read(profile), profile, capabilities)
+
+
 def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -150,6 +156,8 @@ def compile_profile(
     try:
         document = json.loads(data)
         filters = document if isinstance(document, list) else [document]
+        if not filters:
+            raise ValueError("an array without a filter")
         return tuple(_compile(one, capabilities, logging=logging) for one in filters)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SpawnError("seccomp", 0, path, _said(error), hint="Docker's or OCI's JSON") from error

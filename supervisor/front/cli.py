@@ -235,16 +235,18 @@ def _do_run(args: argparse.Namespace) -> int:
 
 def _do_check(args: argparse.Namespace) -> int:
     from supervisor.front import config
+    from supervisor.front.profiles import check_profiles
     from supervisor.front.risks import risks
     from supervisor.policy import registry
 
     found = config.load(args.config)
     registry.load(found.supervisor.plugins, found.policies, found.jobs, where=found.where)
+    check_profiles(found)
     if args.show:
         print(config.show(found), end="")
     else:
         print(f"{args.config}: {len(found.jobs)} jobs, no problem found")
-    for line in risks(found.jobs):
+    for line in risks(found.jobs, privileged=os.geteuid() == 0):
         print(f"supervise: risk: {line}", file=sys.stderr)
     return 0
 

@@ -39,11 +39,14 @@ DISKS = ("/dev/disk/", "/dev/dm-", "/dev/hd", "/dev/mapper/", "/dev/md", "/dev/m
 """What names of disks begin with."""
 
 
-def risks(jobs: Iterable[JobSpec]) -> list[str]:
-    """A line for each danger, with the names of the jobs that run it."""
+def risks(jobs: Iterable[JobSpec], *, privileged: bool = True) -> list[str]:
+    """A line for each danger, with the names of the jobs that run it.
+
+    `privileged`: root is to run them.
+    """
     found: dict[str, list[str]] = {}
     for job in jobs:
-        for text in _of(job):
+        for text in (*_of(job), *(_of_owners(job) if privileged else ())):
             found.setdefault(text, []).append(job.group or job.name)
     return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in found.items()]
 
@@ -70,6 +73,26 @@ def _of(job: JobSpec) -> Iterator[str]:
         yield from _of_device(device)
     for mount in job.mounts:
         yield from _of_mount(mount, is_root=is_root)
+
+
+def _of_owners(job: JobSpec) -> Iterator[str]:
+    """What it writes to a mount belongs there to the host's user of that number (idmapped mounts).
+
+    With CAP_SYS_ADMIN nothing is mapped for it (`container.idmaps`).
+    """
+    space = job.user_namespace
+    unmapped = {"SYS_ADMIN", "ALL"} & {*job.capabilities.add} or space.files == "plain"
+    if space.kind == "host" or (space.kind != "self" and unmapped):
+        return
+    user = "root" if job.user in (None, "root", "0") else job.user
+    way_out = "" if space.kind == "self" else ', or say user_namespace = { files = "plain" }'
+    for mount in job.mounts:
+        if not mount.read_only:
+            yield (
+                f"mounts {os.path.normpath(mount.source)} writable: a set-user-ID program that it "
+                f"makes there is one of the host's {user}; let nobody else get to it, mount that "
+                f"file system nosuid on the host{way_out}"
+            )
 
 
 def _of_device(device: Device) -> Iterator[str]:

@@ -10,6 +10,8 @@ from supervisor.front.risks import risks
 from supervisor.model.job import Capabilities, Device, JobSpec, Mount, UserNamespace
 
 MAPPED = UserNamespace("map", 200000, 65536)
+AUTO = UserNamespace("auto")
+DATA = (Mount("/srv/data/", "/data"),)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,10 @@ MAPPED = UserNamespace("map", 200000, 65536)
         ({"devices": (Device("/dev//mem", "/dev/mem", "r"),)}, "the host's memory"),
         ({"mounts": (Mount("/", "/host"),)}, "mounts / writable as root"),
         ({"mounts": (Mount("/etc/", "/e"),)}, "mounts /etc writable"),
+        ({"mounts": DATA, "user_namespace": AUTO}, "makes there is one of the host's root"),
+        ({"mounts": DATA, "user_namespace": MAPPED}, 'user_namespace = { files = "plain" }'),
+        ({"mounts": DATA, "user_namespace": AUTO, "user": "nobody"}, "one of the host's nobody"),
+        ({"mounts": DATA, "user_namespace": UserNamespace("self")}, "nosuid on the host"),
         ({"mounts": (Mount("/var/run/docker.sock", "/d", read_only=True),)}, "as good as root"),
     ],
 )
@@ -49,10 +55,18 @@ def test_a_hole_is_told(settings: dict[str, Any], told: str) -> None:
         {"hide": (), "root": "/srv/x"},
         {"mounts": (Mount("/etc", "/e", read_only=True), Mount("/srv/data", "/data"))},
         {"mounts": (Mount("/etc", "/e"),), "user": "nobody"},
+        {"mounts": (Mount("/etc", "/e", read_only=True),), "user_namespace": AUTO},
+        {"mounts": DATA, "user_namespace": UserNamespace("auto", files="plain")},
+        {"mounts": DATA, "user_namespace": AUTO, "capabilities": Capabilities(add=("SYS_ADMIN",))},
     ],
 )
 def test_an_ordinary_setting_is_none(settings: dict[str, Any]) -> None:
     assert risks([JobSpec("one", ("true",), **settings)]) == []
+
+
+def test_without_root_nothing_is_roots() -> None:
+    job = JobSpec("one", ("true",), mounts=DATA, user_namespace=AUTO)
+    assert risks([job], privileged=False) == []
 
 
 def test_one_line_for_all_jobs_of_one_kind() -> None:
