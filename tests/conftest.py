@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,15 @@ __all__ = ["no_leaks"]
 
 def pytest_configure(config: pytest.Config) -> None:
     host.required()  # a wrong word is reported before any test runs
+    heed_interrupts()
+
+
+def heed_interrupts() -> None:
+    """A shell starts a background job with these ignored; who is started by it inherits that."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            own = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, own)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -19,7 +19,7 @@ from supervisor.front.schema import JOB
 from tests.support import netns
 from tests.support.batch import PATIENCE, assert_clean
 from tests.support.command import ROOT, Supervise
-from tests.support.host import in_guest, memory_version
+from tests.support.host import disk_directory, in_guest, memory_version
 
 pytestmark = pytest.mark.kernel
 
@@ -89,7 +89,7 @@ def test_a_signal_stops_the_command_in_order(supervise: Supervise, number: int) 
 
 MEMORY = ("--memory", "64M")
 BRIDGE = ("--network", "bridge")
-DISK = "/dev/vda" if in_guest() else "DATA"  # the guest keeps its files in memory
+DISK = "/dev/vda" if in_guest() else "DISK"  # the guest keeps its files in memory
 USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "root": (("--root", "ROOT"), "echo /mark*; [ -e /etc/passwd ] || echo nothing else",
              "/marker\nnothing else"),
@@ -194,6 +194,8 @@ def test_a_flag_does_what_it_says(
     (root / "bin/sh").write_bytes(busybox.read_bytes())
     (root / "bin/sh").chmod(0o755)
     words = [word.replace("DATA", f"{tmp_path}/data").replace("ROOT", str(root)) for word in flags]
+    if flag == "io":
+        words = [word.replace("DISK", str(disk_directory(tmp_path))) for word in words]
     with ExitStack() as stack:
         if flag in ON_BRIDGE:
             supervise = stack.enter_context(netns.namespace()).inside(supervise)

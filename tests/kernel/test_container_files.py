@@ -22,6 +22,7 @@ from tests.support.containers import (
     after,
     instance_name,
     next_line,
+    out_of_the_way,
     private_mounts,
     python,
     run_jobs,
@@ -128,9 +129,12 @@ def test_tmp_and_the_like_are_empty_and_nobody_elses(tmp_state: State):
 
 @pytest.mark.parametrize("write", ["read-only", "overlay"])
 def test_other_file_systems_of_the_host_are_seen_and_read_only(tmp_state: State, write):
-    mount = "mount -t tmpfs none /srv; mkdir /srv/deep; mount -t tmpfs none /srv/deep; "
-    outside = private_mounts(mount + "echo there >/srv/deep/file")
-    job = ["cat /srv/deep/file; touch /srv/new && echo oh; touch /srv/deep/new && echo oh; true"]
+    top = out_of_the_way()
+    mount = f"mount -t tmpfs none {top}; mkdir {top}/deep; mount -t tmpfs none {top}/deep; "
+    outside = private_mounts(mount + f"echo there >{top}/deep/file")
+    job = [
+        f"cat {top}/deep/file; touch {top}/new && echo oh; touch {top}/deep/new && echo oh; true"
+    ]
     done = after(tmp_state, outside, "run", "--write", write, "--", "sh", "-c", *job)
     assert (done.status, done.stdout) == (0, "there\n"), done.stderr
     assert done.stderr.count("Read-only file system") == 2
@@ -138,20 +142,22 @@ def test_other_file_systems_of_the_host_are_seen_and_read_only(tmp_state: State,
 
 def test_a_file_system_that_is_mounted_over_hinders_no_start(tmp_state: State):
     """Its mount is still listed, but no path leads there."""
-    below = "mount -t tmpfs none /srv; mkdir /srv/sub; mount -t tmpfs none /srv/sub; "
-    outside = private_mounts(below + "mount -t tmpfs none /srv; echo there >/srv/file")
-    done = after(tmp_state, outside, "run", "--", "ls", "/srv")
+    top = out_of_the_way()
+    below = f"mount -t tmpfs none {top}; mkdir {top}/sub; mount -t tmpfs none {top}/sub; "
+    outside = private_mounts(below + f"mount -t tmpfs none {top}; echo there >{top}/file")
+    done = after(tmp_state, outside, "run", "--", "ls", top)
     assert (done.status, done.stdout) == (0, "file\n"), done.stderr
 
 
 def test_what_the_host_mounted_on_its_kernel_places_stays_out(tmp_state: State):
     """No cgroup, proc or debugfs of the host's, wherever it is mounted."""
-    outside = private_mounts("mount -t proc none /srv; mount -t tmpfs none /run; touch /run/host")
-    done = after(tmp_state, outside, "run", "--", "ls", "-A", "/srv", "/run", "/sys/fs/cgroup")
+    top = out_of_the_way()
+    outside = private_mounts(f"mount -t proc none {top}; mount -t tmpfs none /run; touch /run/host")
+    done = after(tmp_state, outside, "run", "--", "ls", "-A", top, "/run", "/sys/fs/cgroup")
     assert "host" not in done.stdout
     assert "cpuinfo" not in done.stdout
     assert "cgroup.procs" not in done.stdout
-    assert done.stdout.startswith("/run:")
+    assert "/run:\n" in done.stdout
 
 
 def test_an_overlay_takes_every_write_and_is_thrown_away(tmp_state: State):

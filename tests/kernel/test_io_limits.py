@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,16 +66,22 @@ def manager(parent: str) -> Iterator[Manager]:
 
 
 @pytest.fixture
-def target(manager: Manager, tmp_path: Path) -> str:
+def target(manager: Manager, tmp_path: Path) -> Iterator[str]:
     """A block device, or a file on one, of 8 MiB at least."""
-    path = DISK
-    if not (host.in_guest() and DISK.exists()):
-        path = tmp_path / "file"
-        path.write_bytes(os.urandom(8 * MIB))
-        os.sync()
-    if missing := manager.missing(Limits(io=(IoLimit(str(path), read_bps=MIB),))):
+    if host.in_guest() and DISK.exists():
+        yield usable(manager, str(DISK))
+        return
+    with tempfile.NamedTemporaryFile(dir=host.disk_directory(tmp_path)) as file:
+        file.write(os.urandom(8 * MIB))
+        file.flush()
+        os.fsync(file.fileno())
+        yield usable(manager, file.name)
+
+
+def usable(manager: Manager, path: str) -> str:
+    if missing := manager.missing(Limits(io=(IoLimit(path, read_bps=MIB),))):
         pytest.skip(missing[0].why)
-    return str(path)
+    return path
 
 
 @pytest.fixture

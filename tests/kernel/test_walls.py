@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -387,9 +388,22 @@ def home(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(place)
 
 
+@pytest.fixture
+def others_state() -> Iterator[None]:
+    """/var/lib/supervise is there, whether or not an instance has ever kept anything in it."""
+    place = Path("/var/lib/supervise")
+    made = not place.exists()
+    place.mkdir(mode=0o700, exist_ok=True)
+    yield
+    if made:
+        with suppress(OSError):  # another supervisor keeps something there by now
+            place.rmdir()
+
+
 SEE = "cat /etc/shadow || :; ls /root /home /var/lib/supervise; cat {home}/file"
 
 
+@pytest.mark.usefixtures("others_state")
 @pytest.mark.parametrize(
     "settings", [{}, {"write": "overlay"}, {"user_namespace": "self"}, {"user": "nobody"}],
     ids=["root", "overlay", "userns", "nobody"],

@@ -184,6 +184,15 @@ def private_mounts(script: str, propagation: str = "private") -> list[str]:
     return ["unshare", "--mount", f"--propagation={propagation}", *shell]
 
 
+def out_of_the_way() -> str:
+    """A directory at the top of the host in which nothing lies that the tests themselves need."""
+    needed = [os.path.realpath(one) for one in (ROOT, sys.prefix, sys.base_prefix)]
+    for top in ("/srv", "/media", "/mnt", "/opt"):
+        if os.path.isdir(top) and not any(one.startswith(f"{top}/") for one in needed):
+            return top
+    raise AssertionError("no directory of the host's that a test could mount over")
+
+
 @contextmanager
 def background(
     supervise: Supervise, *arguments: str | Path, **options: Any

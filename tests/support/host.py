@@ -96,6 +96,19 @@ def lacks_full_kernel() -> str:
     return "User-Mode Linux lacks it" if os.environ.get("SUPERVISE_VM") == "uml" else ""
 
 
+def disk_directory(*tried: Path) -> Path:
+    """The first of these, or else of the usual places, that lies on a block device.
+
+    Skips the test where none does: tmpfs and overlayfs have no device that could be limited.
+    """
+    places = (*tried, Path("/var/tmp"), Path(__file__).parent, Path.home())
+    for place in places:
+        number = os.stat(place).st_dev
+        if Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").exists():
+            return place
+    pytest.skip(f"none of {', '.join(map(str, places))} is on a block device")
+
+
 def in_guest() -> bool:
     """Whether this is the test guest."""
     return "SUPERVISE_VM" in os.environ

@@ -19,6 +19,7 @@ from supervisor.linux import constants, syscalls
 from tests.support import host
 from tests.support.command import Supervise
 
+SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/all/rp_filter")
 PATIENCE = 30.0 * host.SLOWNESS
 T = TypeVar("T")
 
@@ -65,8 +66,7 @@ class Namespace:
         commands = ("nft list ruleset", "ip -o link", "ip -o addr", "ip route show table all",
                     "ip -6 route show table all", "ip rule", "tc qdisc", "bridge link",
                     "ip neigh show nud permanent",
-                    "sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
-                    "sysctl -n net.ipv4.conf.all.rp_filter")  # fmt: skip
+                    *(f"cat /proc/sys/net/{name}" for name in SETTINGS))  # fmt: skip
         return tuple(self.run(*command.split()) for command in commands)
 
     def inside(self, supervise: Supervise) -> InNamespace:

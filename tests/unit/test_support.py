@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,28 @@ def test_a_kernel_test_without_root_skips_or_fails(pytester: pytest.Pytester) ->
         result = pytester.runpytest_subprocess()
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*needs root (SUPERVISE_TEST_REQUIRE has privilege)*"])
+
+
+def test_what_is_started_in_the_background_hears_ctrl_c(pytester: pytest.Pytester) -> None:
+    conftest = (ROOT / "tests/conftest.py").read_text()
+    pytester.makeconftest(
+        conftest + "\nleaks.take = None\n"
+        "@pytest.fixture(scope='session', autouse=True)\ndef no_leaks(): pass\n"
+    )
+    pytester.makepyfile(
+        """
+        import signal, subprocess
+        def test_one():
+            for number in (signal.SIGINT, signal.SIGQUIT):
+                done = subprocess.run(["sh", "-c", f"kill -{int(number)} $$"])
+                assert done.returncode == -number
+        """
+    )
+    deaf = ["sh", "-c", 'trap "" INT QUIT; exec "$@"', "sh", sys.executable, "-m", "pytest", "-q"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        result = pytester.run(*deaf)
+    assert result.ret == 0, result.outlines
 
 
 def test_static_is_told_from_dynamic(tmp_path: Path, busybox: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.container import host
+from supervisor.linux import proc
 from tests.vm.archive import Member, cpio
 from tests.vm.errors import RigError
 from tests.vm.kernel import Engine, Kernel
@@ -88,10 +90,25 @@ def host_mounts(tree: Path, modules: Path, writable: tuple[Path, ...]) -> list[s
     """
     quoted = shlex.quote(str(tree))
     lines = [f"mount --bind / {quoted}", f"mount -o remount,bind,ro {quoted}"]
+    for point in other_file_systems(proc.mountinfo()):
+        own, place = shlex.quote(point), quoted + shlex.quote(point)
+        shown = f"mount --bind {own} {place} && mount -o remount,bind,ro {place}"
+        lines.append(f"{{ {shown}; }} || echo vm: {own} is not shown")
     lines += [f"mount --bind {shlex.quote(str(modules))} {quoted}/proc"]
     lines += [f"mount -o remount,bind,ro {quoted}/proc"]
     lines += [f"mount --bind {shlex.quote(str(d))} {quoted}{shlex.quote(str(d))}" for d in writable]
     return lines
+
+
+def other_file_systems(mounts: list[proc.Mount]) -> list[str]:
+    """Where the host has files on another file system than /, shallow first.
+
+    What the kernel makes up, and what is in /dev and /run, the guest has its own of.
+    """
+    own = ("/dev", "/proc", "/run", "/sys")
+    real = (one for one in host.visible(mounts) if one.fstype not in host.PSEUDO)
+    points = {one.mount_point for one in real if not host.inside(one.mount_point, own)}
+    return sorted(points - {"/"})
 
 
 def initrd(guest: Guest, kernel: Kernel, tree: Path) -> bytes:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
 from tests.support.command import ROOT
+from tests.support.containers import private_mounts
 from tests.vm import archive, kernel, session
 from tests.vm.errors import RigError
 from tests.vm.guest import Hierarchy
@@ -85,6 +88,23 @@ def test_words_for_the_kernel_come_last_and_the_hosts_state_is_not_seen() -> Non
     line, *listed = done.stdout.splitlines()
     assert "cgroup_no_v1=all one=1 two one=2" in line
     assert listed == ["/run:", "vm", "", "/var/lib/supervise:"]
+
+
+@pytest.mark.vm
+def test_the_hosts_other_file_systems_are_seen_and_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "other's"
+    other.mkdir()
+    outside = private_mounts(
+        f"mount -t tmpfs none {quote(str(other))}; mkdir {quote(str(other))}/deep;"
+        f"mount -t tmpfs none {quote(str(other))}/deep; echo there >{quote(str(other))}/deep/file"
+    )
+    script = f"cat {quote(str(other))}/deep/file; echo >{quote(str(other))}/deep/file; echo $?"
+    guest = shlex.join([sys.executable, "-m", "tests.vm", "--", "sh", "-c", script])
+    done = subprocess.run(
+        [*outside, "sh", "-c", f"{guest}; cat {quote(str(other))}/deep/file"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "there\n0\nthere\n", done.stderr
 
 
 def test_an_unknown_hierarchy_is_refused_with_the_known_ones() -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.support import host
 from tests.support.command import ROOT
 from tests.vm.errors import RigError
 from tests.vm.systemd import root
-from tests.vm.systemd.install import install
+from tests.vm.systemd.install import copy, install
 
 
 @pytest.mark.vm
@@ -38,6 +39,32 @@ def test_the_unit_and_the_scope_do_what_they_should(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout and "skipped" not in done.stdout
     print(done.stdout)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_what_an_egg_info_does_not_list_is_copied_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: bool
+) -> None:
+    """As Debian and pip without wheel install what has a setup.py alone."""
+    there, site = tmp_path / "there", tmp_path / "site"
+    (there / "eggpackage").mkdir(parents=True)
+    site.mkdir()
+    (there / "eggpackage/__init__.py").write_text("")
+    (there / "eggmodule.py").write_text("")
+    about = "Metadata-Version: 1.1\nName: eggmodule\nVersion: 1.0\n"
+    info = there / "eggmodule-1.0.egg-info"
+    if flat:
+        info.write_text(about)
+    else:
+        info.mkdir()
+        (info / "PKG-INFO").write_text(about)
+        (info / "SOURCES.txt").write_text("python3/eggmodule.py\n")
+        (info / "installed-files.txt").write_text("../eggmodule.py\nPKG-INFO\n")
+        (info / "top_level.txt").write_text("eggmodule\neggpackage\n")
+    monkeypatch.syspath_prepend(str(there))
+    copy(distribution("eggmodule"), site)
+    found = sorted(str(path.relative_to(site)) for path in site.rglob("*.py"))
+    assert found == ["eggmodule.py"] + ["eggpackage/__init__.py"] * (not flat)
 
 
 def test_without_mmdebstrap_the_package_is_named(

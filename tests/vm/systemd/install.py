@@ -14,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from importlib.metadata import Distribution, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.support.command import ROOT
@@ -32,7 +33,7 @@ def install(site: Path) -> None:
         archive.extractall(site)
     wheel.unlink()
     for needed in _needed(distribution(NAME)).values():
-        _copy(needed, site)
+        copy(needed, site)
 
 
 def _needed(top: Distribution) -> dict[str, Distribution]:
@@ -48,9 +49,29 @@ def _needed(top: Distribution) -> dict[str, Distribution]:
     return found
 
 
-def _copy(package: Distribution, site: Path) -> None:
-    for file in package.files or ():
-        if ".." not in file.parts and file.suffix != ".pyc":
+def copy(package: Distribution, site: Path) -> None:
+    """All that can be imported of it, into `site`."""
+    files = [file for file in package.files or () if ".." not in file.parts]
+    if not files or not all(Path(str(file.locate())).exists() for file in files):
+        _copy_modules(package, site)
+        return
+    for file in files:
+        if file.suffix != ".pyc":
             place = site / file
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(file.locate()), place)
+
+
+def _copy_modules(package: Distribution, site: Path) -> None:
+    """By what is imported: an egg-info lists the files of the sources, or, being a file, none."""
+    declared = (package.read_text("top_level.txt") or "").split()
+    for name in declared or [package.metadata["Name"]]:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"{package.metadata['Name']} has no module {name}", name=name)
+        origin = Path(spec.origin)
+        if spec.submodule_search_locations:
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(origin.parent, site / name, ignore=ignore)
+        else:
+            shutil.copy(origin, site / origin.name)
