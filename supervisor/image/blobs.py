@@ -34,6 +34,15 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def digest_of_stream(file: BinaryIO) -> tuple[str, int]:
+    """The digest of all that is left to read, and how many bytes that is."""
+    found, size = hashlib.sha256(), 0
+    while block := file.read(BLOCK):
+        found.update(block)
+        size += len(block)
+    return f"sha256:{found.hexdigest()}", size
+
+
 class Partial:
     """A blob on its way in; this process alone writes it, until `close` or `finish`.
 

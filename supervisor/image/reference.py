@@ -180,9 +180,9 @@ def remote(text: str) -> Remote:
         raise ValueError(f'"{registry}" is no registry (HOST or HOST:PORT)')
     repository, colon, tag = path.partition(":")
     registry = DOCKER_HUB if registry.lower() == f"index.{DOCKER_HUB}" else registry.lower()
+    _check_name(repository, tag if colon else None)
     if registry == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
-    _check_name(repository, tag if colon else None)
     return Remote(
         registry, repository,
         tag if colon else None if at else "latest",

@@ -37,8 +37,6 @@ from supervisor.image.reference import DIGEST
 from supervisor.image.workspace import Workspace
 from supervisor.model.image import Image
 
-DIRECTORY = ".images"
-"""Of a state directory; no instance can be named so."""
 _LARGEST_RECORD = 1024**2
 _DIRECTORIES = ("images", "names", "blobs/sha256", "partial", "layers", "locks", "tmp")
 

@@ -91,7 +91,7 @@ def compressed(data: bytes, how: str) -> bytes:
     if how == "xz":
         return lzma.compress(data)
     if how == "zstd":
-        from backports import zstd  # type: ignore[import-not-found,unused-ignore]
+        from backports import zstd
 
         packed: bytes = zstd.compress(data)
         return packed
