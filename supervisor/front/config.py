@@ -24,6 +24,7 @@ from supervisor.front.settings import (
     Capacity,
     Config,
     ImageSettings,
+    LayerLimits,
     SupervisorSettings,
     default_runtime,
     default_state,
@@ -153,7 +154,13 @@ def _supervisor(
 def _images(value: Any, context: Context, problems: Problems) -> ImageSettings:
     raw = flatten(IMAGES, value, ("images",), problems)
     values = parse_values(IMAGES, raw, context, problems)
-    return ImageSettings(registry_settings(values, problems))
+    store = values.get(("store",))
+    return ImageSettings(
+        registry_settings(values, problems),
+        Path(store) if store is not None else None,
+        values.get(("platform",)),
+        LayerLimits(**section(values, "limits")),
+    )
 
 
 def default_name(filename: str) -> str:

@@ -1,8 +1,8 @@
 """The kinds of single values a setting can have: how each is checked and how a flag writes it.
 
-May import: `errors`, `model`, `image.reference`, `front.problems`.  A parser takes what TOML gave
-and the `Context`, and returns the checked value or raises `Wrong`, which says what is allowed and
-what was found.  Values made of several (mounts, hooks) are in `front.compounds` and
+May import: `errors`, `model`, `image.{platforms,reference}`, `front.problems`.  A parser takes what
+TOML gave and the `Context`, and returns the checked value or raises `Wrong`, which says what is
+allowed and what was found.  Values made of several (mounts, hooks) are in `front.compounds` and
 `front.actions`.
 """
 
@@ -19,7 +19,8 @@ from typing import Any
 from attrs import field, frozen
 
 from supervisor.front.problems import Wrong, found, unknown
-from supervisor.image import reference
+from supervisor.image import platforms, reference
+from supervisor.image.platforms import Platform
 from supervisor.model import units
 
 PAGE = 4096
@@ -295,6 +296,15 @@ def root(value: Any, context: Context) -> str:
         return str(reference.parse(text, context.base))
     except ValueError as error:
         raise Wrong(f"{found(value)}: {error}; a root is {reference.FORMS}") from None
+
+
+def platform(value: Any, context: Context) -> Platform:
+    """As indexes of images name them."""
+    text = string(value, context)
+    try:
+        return platforms.parse(text)
+    except ValueError as err:
+        raise must('a platform like "linux/amd64"', value, str(err)) from None
 
 
 def plugin(value: Any, context: Context) -> str:

@@ -426,6 +426,7 @@ _HOSTS = Kind("array of hosts, HOST or HOST:PORT",
               kinds.array(registries.host, "an array of hosts"), "HOST")  # fmt: skip
 _MIRRORS = Kind('array of `"[http[s]://]HOST[:PORT][/PREFIX]"`',
                 kinds.array(kinds.string, "an array of mirrors"), "MIRROR")  # fmt: skip
+_IMAGE_SIZE = Kind(BYTES, kinds.size(1), "SIZE", kinds.scalar)
 IMAGES = Table((
     Setting("mirrors.*", _MIRRORS,
             "Asked for the images of this registry, in this order and before it.", "none",
@@ -436,6 +437,17 @@ IMAGES = Table((
             "[]", '["10.0.0.9:5000"]'),
     Setting("ca", HOST_PATH, "A file of certificates (PEM) that are trusted beside the system's.",
             "none", '"/etc/ssl/registry.pem"'),
+    Setting("store", HOST_PATH, "Where images are kept, for every instance that says so.",
+            "`.images` in `state_dir`", '"/srv/images"'),
+    Setting("platform", Kind('platform: `"OS/ARCHITECTURE[/VARIANT]"`', kinds.platform,
+                             "PLATFORM"),
+            "Which image is taken where there are several.", "this host's", '"linux/arm64"'),
+    Setting("limits.bytes", _IMAGE_SIZE, "What one layer may have unpacked; sparse files count "
+            "with their length.", '"64G"', '"8G"'),
+    Setting("limits.entries", _whole(1, 2**31), "How many files one layer may have.",
+            "2000000", "100000"),
+    Setting("limits.seconds", _whole(1, 2**20), "CPU time that unpacking one layer may take.",
+            "3600", "60"),
 ))  # fmt: skip
 
 TOP = ("supervisor", "images", "policies", "defaults", "jobs")

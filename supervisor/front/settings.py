@@ -1,6 +1,6 @@
 """What a configuration file becomes: the instance's settings and the jobs, frozen.
 
-May import: `model`, `image.hosts`, `front.toml_lines`, `front.kinds`.
+May import: `model`, `image.{hosts,platforms}`, `front.toml_lines`, `front.kinds`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from attrs import field, frozen
 from supervisor.front.kinds import Context
 from supervisor.front.toml_lines import Lines
 from supervisor.image.hosts import RegistrySettings
+from supervisor.image.platforms import Platform
 from supervisor.model.job import JobSpec
+
+STORE = ".images"
+"""Where images are kept, in a state directory; no instance can be named so."""
 
 
 @frozen
@@ -44,10 +48,30 @@ class SupervisorSettings:
 
 
 @frozen
+class LayerLimits:
+    """What one layer may come to; the defaults are `image.unpack.Bounds`'s."""
+
+    bytes: int = 64 * 1024**3
+    entries: int = 2_000_000
+    seconds: int = 3600
+
+
+@frozen
 class ImageSettings:
-    """Where images come from."""
+    """Where images come from, where they are kept, and what is wanted of them.
+
+    store      None: `.images` in the state directory
+    platform   None: this host's
+    """
 
     registries: RegistrySettings = field(factory=RegistrySettings)
+    store: Path | None = None
+    platform: Platform | None = None
+    limits: LayerLimits = field(factory=LayerLimits)
+
+    def place(self, state_dir: Path) -> Path:
+        """The store of an instance with this state directory."""
+        return self.store or state_dir / STORE
 
 
 @frozen

@@ -14,7 +14,7 @@ from attrs import asdict, fields
 
 from supervisor.front import networks
 from supervisor.front.problems import is_bare
-from supervisor.front.settings import Config, ImageSettings, SupervisorSettings
+from supervisor.front.settings import Config, ImageSettings, LayerLimits, SupervisorSettings
 from supervisor.model.job import (
     HIDDEN,
     Device,
@@ -33,7 +33,7 @@ from supervisor.model.limits import IoLimit
 from supervisor.model.units import duration_text, size_text
 
 _SIZES = ("memory", "memory_high", "memory_low", "swap", "output", "disk", "read_bps", "write_bps",
-          "core", "fsize", "memlock", "stack")  # fmt: skip
+          "core", "fsize", "memlock", "stack", "bytes")  # fmt: skip
 _TIMES = ("timeout", "cpu_time", "time_offset", "grace", "backoff", "max_backoff", "after")
 _NONE_IS_MAX = ("attempts",)
 """Where None is no bound, and leaving the key out would mean the default."""
@@ -75,7 +75,10 @@ def _images(settings: ImageSettings) -> dict[str, Any]:
     registries = settings.registries
     mirrors = {name: list(texts) for name, texts in registries.mirrors.items()}
     table = {"mirrors": mirrors, "insecure": list(registries.insecure)}
-    return _nonempty(table) | _set({"ca": registries.ca and str(registries.ca)})
+    single = {"ca": registries.ca, "store": settings.store, "platform": settings.platform}
+    texts = {key: None if value is None else str(value) for key, value in single.items()}
+    limits = asdict(settings.limits) if settings.limits != LayerLimits() else {}
+    return _nonempty(table) | _set(texts) | _nonempty({"limits": _units(limits)})
 
 
 def _job(job: JobSpec) -> dict[str, Any]:
