@@ -36,6 +36,7 @@ class Answer:
         self._raw = response.aiter_raw()
         self._patience = patience
         self._pace = Pace(patience)
+        self._host = _host(address)
         self.address = address
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
@@ -60,7 +61,7 @@ class Answer:
         if coding != "identity":
             raise Trouble(f"it came encoded as {printable(coding)}, which nobody asked for")
         chunk = b""
-        with told(self.address, self._patience):
+        with told(self._host, self._patience):
             chunk = await anext(self._raw, b"")
         self._pace.came(len(chunk))
         return chunk
@@ -172,7 +173,7 @@ class Transport:
         self, method: str, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None
     ) -> httpx.Response:
         client = self._client(address)
-        with told(address, self.patience):
+        with told(_host(address), self.patience):
             request = client.build_request(method, address, headers=headers, data=form)
             return await client.send(request, stream=True)
 
@@ -239,9 +240,8 @@ def _has_certificates() -> bool:
 
 
 @contextmanager
-def told(address: str, patience: Patience) -> Iterator[None]:
+def told(host: str, patience: Patience) -> Iterator[None]:
     """Turns what httpx raises into Trouble that says what happened, in words."""
-    host = _host(address)
     try:
         yield
     except httpx.ConnectTimeout as error:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from supervisor.image import oci
 from supervisor.image.reference import Remote
+from tests.support.images import Built, sha256
 from tests.support.web import Answering, Asked, Reply
 
-OCI = "application/vnd.oci.image.manifest.v1+json"
+__all__ = ["sha256"]
+
+OCI = oci.OCI_MANIFEST
 
 Fault = Callable[[Asked], Reply | None]
-
-
-def sha256(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def faulty(faults: list[Fault], answer: Answering) -> Answering:
@@ -52,6 +51,16 @@ class Memory:
         self.manifests[name] = self.manifests[sha256(data)] = data
         return sha256(data)
 
+    def push(self, tag: str, *images: Built) -> str:
+        """One image, or an index of several; its digest."""
+        for one in images:
+            self.blobs |= one.blobs
+            self.manifests[one.digest] = one.raw_manifest
+        if len(images) == 1:
+            return self.tag(tag, images[0].manifest)
+        listed = [one.described(platform=True) for one in images]
+        return self.tag(tag, {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": listed})
+
     def __call__(self, asked: Asked) -> Reply:
         return faulty(self.faults, self.plain)(asked)
 
@@ -60,7 +69,10 @@ class Memory:
         kind, key = match.groups() if match else ("", "")
         if kind == "manifests" and key in self.manifests:
             data = self.manifests[key]
-            headers = {"Content-Type": OCI, "Docker-Content-Digest": sha256(data)}
+            headers = {
+                "Content-Type": json.loads(data).get("mediaType", OCI),
+                "Docker-Content-Digest": sha256(data),
+            }
             return Reply(200, headers, data)
         if kind == "blobs" and key in self.blobs:
             return self.blob(asked, self.blobs[key])

@@ -34,6 +34,8 @@ class Reply:
     endless   the body is sent again and again, without a length
     drip      seconds between two bytes of the body
     silent    nothing is sent at all, until the client goes
+    hold      with `cut`: the connection stays open, and nothing more comes
+    raw       sent instead of an answer, then the connection is closed (endless: again and again)
     """
 
     status: int = 200
@@ -43,6 +45,8 @@ class Reply:
     endless: bool = False
     drip: float = 0.0
     silent: bool = False
+    hold: bool = False
+    raw: bytes | None = None
 
 
 Answering = Callable[[Asked], Reply]
@@ -125,6 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(1)  # the end, when the client goes
             self.close_connection = True
             return
+        if reply.raw is not None:
+            self.wfile.write(reply.raw)
+            while reply.endless and not self.server.stopping.is_set():
+                self.wfile.write(reply.raw)
+            self.close_connection = True
+            return
         self.send_response(reply.status)
         told = {name.lower() for name in reply.headers}
         for name, value in reply.headers.items():
@@ -145,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
                     break
             return
         self.wfile.write(reply.body[: reply.cut])
+        if reply.hold:
+            self.rfile.read(1)  # the end, when the client goes
         if reply.cut is not None or reply.endless:
             self.wfile.flush()
             self.close_connection = True

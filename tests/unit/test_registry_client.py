@@ -298,6 +298,48 @@ async def test_an_error_of_the_sink_is_nobody_elses(web):
     assert len(ranges(web)) == 1
 
 
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\0" * 1000,
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/9.9 200 OK\r\n\r\n",
+        b"HTTP/1.1 999999 OK\r\n\r\n",
+        OK,
+        OK + b"no colon\r\n\r\n",
+        OK + b"a: " + b"x" * 300_000,
+        OK + b"a: b\r\n" * 30_000,
+        OK + b"Content-Length: -1\r\n\r\n",
+        OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffffffff\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        OK + b"Transfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 401 No\r\nWWW-Authenticate: \xff\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 429 No\r\nRetry-After: \xb2\r\nratelimit-limit: \xb2;w=x\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+    ],
+    ids=repr,
+)
+async def test_what_is_hardly_http_is_an_error_in_words(memory, web, raw):
+    memory.faults = [always(Reply(raw=raw))]
+    for attempt in (manifest(web), blob(web, Kept())):
+        with pytest.raises(ImageError) as caught:
+            await attempt
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+async def test_heads_without_end_are_given_up(memory, web):
+    """Each read brings something, so that only a limit of the whole helps."""
+    memory.faults = [always(Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n", endless=True))]
+    with pytest.raises(ImageError, match=r"did not answer within 0\.3 s"):
+        await manifest(web, Patience(answer=0.3, tries=1))
+
+
 async def test_some_blobs_come_at_once_but_not_all(memory, web):
     """As many as AT_ONCE are asked for before the first is answered, and no more."""
     there = threading.Semaphore(0)

@@ -26,6 +26,7 @@ def test_plain_http_is_for_loopback_and_for_whom_is_named():
     both = ("https", "http")
     assert asked("quay.io/a/b") == [("quay.io", "", ("https",))]
     assert asked("127.0.0.1:5000/a") == [("127.0.0.1:5000", "", both)]
+    assert asked("[::1]:5000/a") == [("[::1]:5000", "", both)]
     assert asked("localhost/a") == [("localhost", "", both)]
     assert asked("10.0.0.9:5000/a") == [("10.0.0.9:5000", "", ("https",))]
     assert asked("10.0.0.9:5000/a", insecure=("10.0.0.9:5000",)) == [("10.0.0.9:5000", "", both)]
