@@ -34,6 +34,10 @@ def bootstrap(root: Path, packages: tuple[str, ...]) -> None:
     wrong = [name for name in packages if not NAME.fullmatch(name)]
     if wrong:
         raise RootError([f"{name}: not the name of a Debian package" for name in wrong])
+    if os.geteuid() != 0:
+        hint = "or name programs with --copy"
+        raise RootError(["--from-packages needs root: packages have files of several owners"],
+                        hint=hint)  # fmt: skip
     command = _command(root, packages, suite())
     try:
         done = subprocess.run(
@@ -62,9 +66,8 @@ def suite() -> str:
 def _command(root: Path, packages: tuple[str, ...], release: str) -> list[str]:
     names = ",".join(packages)
     if tool := shutil.which("mmdebstrap"):
-        mode = "root" if os.geteuid() == 0 else "unshare"
         return [
-            tool, "--quiet", f"--mode={mode}", "--variant=extract", "--format=directory",
+            tool, "--quiet", "--mode=root", "--variant=extract", "--format=directory",
             "--skip=check/empty", f"--include={names}", release, str(root), *_sources(),
         ]  # fmt: skip
     if tool := shutil.which("debootstrap"):

@@ -87,7 +87,7 @@ class Tree:
         Raises RootError: it is not there, a loop of links, a device, the kernel's.
         """
         real = self._walk(path, from_host=True)
-        self._put(real, _entry(real, real))
+        self._put(real, _entry(real_path(real), path))
         return real
 
     def add_at(self, source: str, target: str) -> str:

@@ -1,6 +1,6 @@
 """The table becomes files: in a directory of ours that nobody else can enter yet.
 
-May import: `errors`, `rootfs.tree`.
+May import: `errors`, `linux`, `rootfs.tree`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from attrs import define, field
 
 from supervisor.errors import KernelError, RootError
+from supervisor.linux import constants as c
+from supervisor.linux import syscalls
 from supervisor.rootfs.tree import Directory, Entry, File, Link, Text, astray, relative
 
 PRIVILEGE = "security.capability"
@@ -65,11 +67,7 @@ class Writer:
                 os.chmod(target, mode)
 
     def _copy(self, source: str, target: str, path: str) -> None:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            fd = os.open(source, flags)
-        except OSError as error:
-            raise RootError([f"{source}: {error.strerror}"]) from error
+        fd = _open(source, os.O_RDONLY | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -107,10 +105,7 @@ class Writer:
         if entry.source is None:
             os.chmod(target, entry.mode)
             return
-        try:
-            fd = os.open(entry.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise RootError([f"{entry.source}: {error.strerror}"]) from error
+        fd = _open(entry.source, os.O_RDONLY | os.O_DIRECTORY)
         out = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
@@ -121,6 +116,18 @@ class Writer:
         finally:
             os.close(fd)
             os.close(out)
+
+
+def _open(source: str, flags: int) -> int:
+    """Through no link: who owns a directory on the way could else put one there, to another's file.
+
+    The path had none when it was looked at.
+    """
+    try:
+        return syscalls.openat2(c.AT_FDCWD, source, flags, resolve=c.RESOLVE_NO_SYMLINKS)
+    except KernelError as error:
+        why = "has become a link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
+        raise RootError([f"{source}: {why}"]) from error
 
 
 def _own(out: int, status: os.stat_result) -> None:

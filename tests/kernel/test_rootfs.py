@@ -14,9 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.rootfs import build as building
+from supervisor.rootfs import search
+from supervisor.rootfs.build import Wishes
+from supervisor.rootfs.gather import Copy
 from tests.support import elves, host
 from tests.support.batch import PATIENCE
 from tests.support.command import Done, Supervise
+from tests.support.nobody import NOBODY, nobody
 
 pytestmark = pytest.mark.kernel
 
@@ -163,6 +168,34 @@ def test_libraries_are_where_the_loader_finds_them(supervise, tmp_path: Path, cc
     done = supervise("rootfs", "build", tmp_path / "none", "--copy", runpath)
     assert done.status == 1 and not (tmp_path / "none").exists()
     assert f"libinner.so: no such library, wanted by {tmp_path}/app/lib/libouter.so" in done.stderr
+
+
+def test_a_directory_of_ld_so_conf(supervise: Supervise, tmp_path: Path, cc, monkeypatch) -> None:
+    """glibc's loader knows it by the cache alone, which the root therefore has."""
+    cc("own/libx.so", "int x(void){return 6;}", "-shared", "-fPIC", "-Wl,-soname,libx.so")
+    program = cc("p", "int x(void); int main(void){return x();}", "-Lown", "-lx")
+    conf = tmp_path / "ld.so.conf"
+    conf.write_text(f"{tmp_path}/own\n")
+    monkeypatch.setattr(search, "CONF", str(conf))
+    wishes = Wishes((Copy(str(program), str(program)),))
+    building.build(tmp_path / "root", wishes, lambda built: None)
+    assert inside(supervise, tmp_path / "root", program).status == 6
+    (tmp_path / "root/etc/ld.so.cache").unlink()
+    assert inside(supervise, tmp_path / "root", program).status == 127
+
+
+def test_without_root_it_is_the_caller_s(tmp_path: Path) -> None:
+    with nobody() as (run, home):
+        done = run("rootfs", "build", home / "root", "--copy", "/bin/bash", "--json")
+        assert done.returncode == 0, done.stderr
+        assert checked(json.loads(done.stdout)) == {os.path.realpath("/bin/bash")}
+        assert os.stat(home / "root/bin/bash").st_uid == NOBODY
+        done = run("run", "--root", home / "root", "--write", "read-only", "--", "bash", "-c",
+                   "echo in")  # fmt: skip
+        assert done.stdout == "in\n", done.stderr
+        done = run("rootfs", "build", home / "no", "--copy", "/etc/shadow:/x")
+        assert done.returncode == 1 and "/etc/shadow: Permission denied" in done.stderr
+        assert not [name for name in os.listdir(home) if "no" in name]
 
 
 def test_a_musl_program(supervise: Supervise, tmp_path: Path, cc) -> None:

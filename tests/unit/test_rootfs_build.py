@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.container.build import PATH
 from supervisor.container.host import OWN
 from supervisor.errors import ConfigError, RootError
 from supervisor.front import cli
 from supervisor.front import rootfs as verb
 from supervisor.rootfs import build as building
-from supervisor.rootfs import packages, settings
+from supervisor.rootfs import packages, settings, tree
 from supervisor.rootfs.build import Built, Wishes, build
 from supervisor.rootfs.companions import companions
-from supervisor.rootfs.gather import Copy, Gatherer
+from supervisor.rootfs.gather import SEARCH, Copy, Gatherer
 from tests.support import elves
 
 
@@ -34,6 +35,11 @@ def nothing(_built: Built) -> None:
     """No check."""
 
 
+def test_what_a_job_has_of_its_own_is_known() -> None:
+    assert ":".join(SEARCH) == PATH
+    assert set(tree.OWN) == set(OWN) <= set(settings.MOUNT_POINTS)
+
+
 def script(path: Path, line: str, mode: int = 0o755) -> Path:
     return elves.write(path, f"{line}\necho\n".encode(), mode)
 
@@ -44,7 +50,6 @@ def test_a_program_with_its_libraries(top: Path) -> None:
     assert os.path.realpath(top / "new/bin/sh").startswith(str(top))
     for path, mode in settings.MOUNT_POINTS.items():
         assert stat.S_IMODE(os.stat(f"{top}/new{path}").st_mode) == mode, path
-    assert set(OWN) <= set(settings.MOUNT_POINTS)
     assert "nobody" in (top / "new/etc/passwd").read_text()
     assert os.listdir(top) == ["new"]
 
@@ -267,6 +272,7 @@ def test_packages_come_by_mmdebstrap(top: Path, monkeypatch) -> None:
     put = 'for last; do case $last in */root) r=$last;; esac; done; /bin/mkdir -p "$r/bin" "$r/etc"'
     put += f'; echo "$@" > {top}/args; echo x > "$r/bin/theirs"; echo y > "$r/etc/hostname"'
     tool(top, monkeypatch, put)
+    monkeypatch.setattr(packages.os, "geteuid", lambda: 0)
     wishes = Wishes((Copy(str(script(top / "s", "#!/bin/sh")), "/s"),), packages=("bash", "jq"))
     build(top / "new", wishes, nothing)
     assert (top / "new/bin/theirs").exists() and (top / "new/s").exists()
@@ -277,6 +283,7 @@ def test_packages_come_by_mmdebstrap(top: Path, monkeypatch) -> None:
 
 def test_a_tool_that_fails_is_quoted(top: Path, monkeypatch) -> None:
     tool(top, monkeypatch, "echo no such package >&2; exit 1")
+    monkeypatch.setattr(packages.os, "geteuid", lambda: 0)
     with pytest.raises(RootError, match=r"mmdebstrap failed:\nno such package"):
         build(top / "new", Wishes(packages=("bash",)), nothing)
     assert not (top / "new").exists()
@@ -284,11 +291,15 @@ def test_a_tool_that_fails_is_quoted(top: Path, monkeypatch) -> None:
 
 def test_without_a_tool_the_package_is_named(top: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(top))
+    monkeypatch.setattr(packages.os, "geteuid", lambda: 0)
     with pytest.raises(RootError, match="needs mmdebstrap or debootstrap") as caught:
         packages.bootstrap(top, ("bash",))
     assert "apt-get install mmdebstrap" in caught.value.hint
     with pytest.raises(RootError, match="not the name of a Debian package"):
         packages.bootstrap(top, ("--hook=x", "a b"))
+    monkeypatch.setattr(packages.os, "geteuid", lambda: 1000)
+    with pytest.raises(RootError, match="needs root"):
+        packages.bootstrap(top, ("bash",))
 
 
 # The verb.

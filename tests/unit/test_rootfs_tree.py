@@ -188,6 +188,12 @@ def test_a_table_that_would_write_through_a_link_is_refused(top: Path) -> None:
 
 
 def test_a_source_that_became_a_link_is_refused(top: Path) -> None:
+    """Whoever owns the directory could put a link there after it was looked at."""
     (top / "f").symlink_to("/etc/passwd")
-    with pytest.raises(RootError, match="f: "):
-        write(top, {"/f": File(f"{top}/f")})
+    (top / "d").symlink_to("/etc")
+    for number, source in enumerate((f"{top}/f", f"{top}/d/passwd")):
+        (top / str(number)).mkdir()
+        with pytest.raises(RootError, match="has become a link"):
+            Writer(top / str(number)).write({"/f": File(source)})
+    with pytest.raises(RootError, match="has become a link"):
+        write(top, {"/x": Directory(f"{top}/d")})
