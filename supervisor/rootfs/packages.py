@@ -34,7 +34,7 @@ def bootstrap(root: Path, packages: tuple[str, ...]) -> None:
     wrong = [name for name in packages if not NAME.fullmatch(name)]
     if wrong:
         raise RootError([f"{name}: not the name of a Debian package" for name in wrong])
-    if os.geteuid() != 0:
+    if not is_root():
         hint = "or name programs with --copy"
         raise RootError(["--from-packages needs root: packages have files of several owners"],
                         hint=hint)  # fmt: skip
@@ -52,6 +52,11 @@ def bootstrap(root: Path, packages: tuple[str, ...]) -> None:
     for name in ("hostname", "resolv.conf"):  # the host's, which mmdebstrap puts there
         (root / "etc" / name).unlink(missing_ok=True)
     root.chmod(0o755)
+
+
+def is_root() -> bool:
+    """Whether files can be given to others."""
+    return os.geteuid() == 0
 
 
 def suite() -> str:

@@ -272,7 +272,7 @@ def test_packages_come_by_mmdebstrap(top: Path, monkeypatch) -> None:
     put = 'for last; do case $last in */root) r=$last;; esac; done; /bin/mkdir -p "$r/bin" "$r/etc"'
     put += f'; echo "$@" > {top}/args; echo x > "$r/bin/theirs"; echo y > "$r/etc/hostname"'
     tool(top, monkeypatch, put)
-    monkeypatch.setattr(packages.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(packages, "is_root", lambda: True)
     wishes = Wishes((Copy(str(script(top / "s", "#!/bin/sh")), "/s"),), packages=("bash", "jq"))
     build(top / "new", wishes, nothing)
     assert (top / "new/bin/theirs").exists() and (top / "new/s").exists()
@@ -283,7 +283,7 @@ def test_packages_come_by_mmdebstrap(top: Path, monkeypatch) -> None:
 
 def test_a_tool_that_fails_is_quoted(top: Path, monkeypatch) -> None:
     tool(top, monkeypatch, "echo no such package >&2; exit 1")
-    monkeypatch.setattr(packages.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(packages, "is_root", lambda: True)
     with pytest.raises(RootError, match=r"mmdebstrap failed:\nno such package"):
         build(top / "new", Wishes(packages=("bash",)), nothing)
     assert not (top / "new").exists()
@@ -291,13 +291,13 @@ def test_a_tool_that_fails_is_quoted(top: Path, monkeypatch) -> None:
 
 def test_without_a_tool_the_package_is_named(top: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(top))
-    monkeypatch.setattr(packages.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(packages, "is_root", lambda: True)
     with pytest.raises(RootError, match="needs mmdebstrap or debootstrap") as caught:
         packages.bootstrap(top, ("bash",))
     assert "apt-get install mmdebstrap" in caught.value.hint
     with pytest.raises(RootError, match="not the name of a Debian package"):
         packages.bootstrap(top, ("--hook=x", "a b"))
-    monkeypatch.setattr(packages.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(packages, "is_root", lambda: False)
     with pytest.raises(RootError, match="needs root"):
         packages.bootstrap(top, ("bash",))
 
