@@ -31,7 +31,7 @@ from supervisor.image.reference import (
     Tar,
 )
 from supervisor.image.single import import_tar
-from supervisor.image.sources import Source
+from supervisor.image.sources import InRegistry, Source
 from supervisor.image.store import Record, Store
 from supervisor.image.workspace import Workspace
 from supervisor.model.image import Image
@@ -39,7 +39,7 @@ from supervisor.model.image import Image
 Pull = Literal["missing", "always", "never"]
 """When what a reference names is looked at again: if the store has nothing of that name (or the
 file has changed since), each time, or not at all."""
-OpenRemote = Callable[[Remote], AbstractAsyncContextManager[Source]]
+OpenRemote = Callable[[Remote], AbstractAsyncContextManager[InRegistry]]
 
 _FRESH = 2.0
 """Seconds: a file changed so lately may change again without its times telling."""
@@ -67,7 +67,10 @@ async def acquire(
             return found
     await trio.to_thread.run_sync(collect.sweep, store)
     with await trio.to_thread.run_sync(store.workspace) as workspace:
-        record = await _install(store, workspace, reference, choice, progress, remote)
+        if isinstance(reference, Remote):
+            record = await _pulled(store, workspace, reference, choice, progress, remote)
+        else:
+            record = await _installed(store, workspace, reference, choice, progress)
     return await trio.to_thread.run_sync(store.image, record, name)
 
 
@@ -118,24 +121,66 @@ def _stamp(path: Path) -> str | None:
     return ":".join(map(str, fields))
 
 
-async def _install(
+async def _pulled(
     store: Store,
     workspace: Workspace,
-    reference: File | Remote,
+    reference: Remote,
     choice: Choice,
     progress: Listener,
     remote: OpenRemote | None,
 ) -> Record:
+    """From a registry into the store, with its name, unless it is what the store has of that name.
+
+    The stamp of the name is the digest that the registry had for it (an index's, maybe) and the
+    platform that was wanted.
+    """
+    if remote is None:
+        raise ImageError("no registry may be asked here", str(reference))
+    name = name_of(reference)
+    known = await trio.to_thread.run_sync(_known, store, workspace, name)
+    async with remote(reference) as source:
+        current = await source.current() if known is not None else None
+        stamp = f"{current} {choice.wanted}"
+        if known is not None and stamp == await trio.to_thread.run_sync(store.stamp, name):
+            record = known
+        else:
+            record = await Installation(store, workspace, source, choice, progress).run(name)
+            stamp = f"{source.digest} {choice.wanted}"
+    await trio.to_thread.run_sync(store.name, name, record.digest, stamp)
+    return record
+
+
+def _known(store: Store, workspace: Workspace, name: str) -> Record | None:
+    """What the store has whole of that name, kept there by the workspace; None for nothing."""
+    try:
+        digest = store.resolve(name)
+        record = store.record(digest) if digest is not None else None
+        if record is None:
+            return None
+        workspace.claim([record.digest, record.config, *record.layers])
+        store.image(record, name)
+        return store.record(record.digest)  # it may have been removed before the claim
+    except ImageError:
+        return None  # damaged: it is got again
+
+
+async def _installed(
+    store: Store,
+    workspace: Workspace,
+    reference: File,
+    choice: Choice,
+    progress: Listener,
+) -> Record:
     """Into the store, with its name; the workspace protects it until then."""
     name = name_of(reference)
-    before = None if isinstance(reference, Remote) else _stamp(reference.path)
+    before = _stamp(reference.path)
     if isinstance(reference, Tar):
         record = await import_tar(store, workspace, reference, choice, progress)
     else:
-        async with _opened(workspace, reference, choice, remote) as source:
+        async with _opened(workspace, reference, choice) as source:
             record = await Installation(store, workspace, source, choice, progress).run(name)
     stamp = ""
-    if not isinstance(reference, Remote | OciLayout) and before == _stamp(reference.path):
+    if not isinstance(reference, OciLayout) and before == _stamp(reference.path):
         stamp = before or ""
     await trio.to_thread.run_sync(store.name, name, record.digest, stamp)
     return record
@@ -144,16 +189,9 @@ async def _install(
 @asynccontextmanager
 async def _opened(
     workspace: Workspace,
-    reference: OciLayout | OciArchive | DockerArchive | Remote,
+    reference: OciLayout | OciArchive | DockerArchive,
     choice: Choice,
-    remote: OpenRemote | None,
 ) -> AsyncIterator[Source]:
-    if isinstance(reference, Remote):
-        if remote is None:
-            raise ImageError("no registry may be asked here", str(reference))
-        async with remote(reference) as source:
-            yield source
-        return
     plain = None
     if not isinstance(reference, OciLayout):
         plain = await threads.stoppable(

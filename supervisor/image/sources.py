@@ -54,6 +54,16 @@ class Source(Protocol):
         """A layer's blob, from `into.offset` on; `into` is finished at the end."""
 
 
+class InRegistry(Source, Protocol):
+    """One that can tell whether it has changed."""
+
+    digest: str
+    """What `top` had; "" before."""
+
+    async def current(self) -> str | None:
+        """The digest that `top` would have, without getting it; None where that is not told."""
+
+
 class Layout:
     """An OCI image layout (image-spec/image-layout.md) in a directory or a tar file."""
 

@@ -200,14 +200,14 @@ class Store:
             files.write_once(path, json.dumps(data).encode())
 
     def name(self, name: str, digest: str, stamp: str = "") -> None:
-        """From now on the name stands for this image; `stamp` tells the file it came from."""
+        """From now on the name stands for this image; `stamp` tells what it came from."""
         path = self._name(name)
         with files.told(path, "cannot write"):
             data = json.dumps({"name": name, "digest": digest, "stamp": stamp}).encode()
             files.write_atomically(path, data)
 
     def stamp(self, name: str) -> str:
-        """What the file was like that the image of this name came from; "" if that is not known."""
+        """What the image of this name came from was like; "" if that is not known."""
         data = _read(self._name(name)) if self.exists() else None
         return "" if data is None else data.text("stamp", "")
 
