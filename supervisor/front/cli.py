@@ -208,6 +208,12 @@ def _volume(verb: argparse.ArgumentParser) -> None:
     configure(verb)
 
 
+def _image(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.images import configure
+
+    configure(verb)
+
+
 def _init(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--systemd", action="store_true", help="print a unit instead, supervise@.service"
@@ -295,6 +301,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("print every step of a start, in order, without doing it", _plan),
     "doctor": ("try each namespace and each limit on this host", _doctor),
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
+    "image": ("get images; list, inspect and remove those that are there", _image),
     "volume": ("list and remove the named volumes of a state directory", _volume),
     "init": ("print an example configuration", _init),
     "rootfs": ("build a minimal root from programs and what they need", _rootfs),
