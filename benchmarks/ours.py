@@ -27,7 +27,7 @@ from supervisor.container.layers import Layers
 from supervisor.container.spawn import Launcher, Streams, open_launcher
 from supervisor.model import JobSpec, Limits
 from supervisor.record import exit_record
-from supervisor.supervise.network import Connection, Network, Place
+from supervisor.supervise.network import Bridge, Connection, Place
 from supervisor.supervise.reaper import Child, ExitStatus, Lost, Reaper
 
 
@@ -41,7 +41,7 @@ class Bench:
     host: Host
     launcher: Launcher
     reaper: Reaper
-    network: Network
+    network: Bridge
     confined: bool = True
     """Whether the cgroup has a rule about devices."""
 
@@ -110,7 +110,7 @@ async def opened(root: Path, work: Path) -> AsyncIterator[Bench]:
             trio.open_nursery() as nursery,
         ):
             host.cover(hidden)
-            network = Network(Place(work, None, None), (spec,), nursery, _say_nothing)
+            network = Bridge(Place(work, None, None), (spec,), nursery, _say_nothing)
             yield Bench(spec, work, cgroups, host, launcher, reaper, network)
             await network.close()
     finally:

@@ -182,7 +182,7 @@ def _describe_rest(request: Request) -> Iterator[str]:
     if request.loopback:
         yield "init: ip link set lo up"
     if request.awaits_network:
-        yield "init: wait until the supervisor has connected it to the instance's bridge"
+        yield "init: wait until the supervisor has connected its network"
     yield f"init: hostname {request.hostname}"
     if request.time_offset is not None:
         yield f"init: unshare CLONE_NEWTIME, offset {request.time_offset} s"

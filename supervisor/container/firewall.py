@@ -105,6 +105,19 @@ def removal_text(table: str) -> str:
     return f"table inet {table} {{}}\ndelete table inet {table}\n"
 
 
+def egress_rules(allowed: Iterable[Egress]) -> Iterator[str]:
+    """What lets packets go there, and refuses all others."""
+    for one in allowed:
+        family = "ip6" if ":" in one.network else "ip"
+        match = f"{family} daddr {one.network}"
+        if one.port is not None:
+            match += f" {one.protocol} dport {one.port}"
+        elif one.protocol is not None:
+            match += f" meta l4proto {one.protocol}"
+        yield f"{match} accept"
+    yield "reject with icmpx admin-prohibited"
+
+
 @frozen
 class Opening:
     """What one job may do: its seat, and the seats of the jobs it may reach."""
@@ -144,19 +157,8 @@ class Opening:
         for name in self._chain_names():
             yield f"add chain {self._table} {name}"
             kind = name.partition("_")[0]
-            for rule in self._egress_rules() if kind == "egress" else self._rate_rules():
+            for rule in egress_rules(self.egress or ()) if kind == "egress" else self._rate_rules():
                 yield f"add rule {self._table} {name} {rule}"
-
-    def _egress_rules(self) -> Iterator[str]:
-        for one in self.egress or ():
-            family = "ip6" if ":" in one.network else "ip"
-            match = f"{family} daddr {one.network}"
-            if one.port is not None:
-                match += f" {one.protocol} dport {one.port}"
-            elif one.protocol is not None:
-                match += f" meta l4proto {one.protocol}"
-            yield f"{match} accept"
-        yield "reject with icmpx admin-prohibited"
 
     def _rate_rules(self) -> Iterator[str]:
         """What a job sends is not queued but dropped above the rate: TCP slows down by itself."""

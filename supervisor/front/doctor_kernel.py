@@ -39,6 +39,7 @@ NOBODY = 65534
 def checks() -> list[Callable[[], Check]]:
     """All of them, each to be called by itself."""
     spaces = [_namespace(name, flag, needed) for name, flag, needed in NAMESPACES]
+    networks = [bridge] if os.geteuid() == 0 else []  # else `doctor_users` has it
     return [
         *spaces,
         unprivileged_user_namespace,
@@ -47,7 +48,7 @@ def checks() -> list[Callable[[], Check]]:
         recursive_read_only,
         overlay,
         seccomp,
-        bridge,
+        *networks,
         second_wall,
         kernel_log,
         pressure,

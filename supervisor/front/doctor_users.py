@@ -1,4 +1,6 @@
-"""What the doctor tries of user numbers: ranges for jobs, helpers, and idmapped mounts.
+"""What the doctor tries of user numbers, and of a network without root.
+
+Ranges for jobs, helpers, idmapped mounts; pasta.
 
 May import: `errors`, `model`, `linux`, `container.idmaps`, `supervise.idranges`.
 """
@@ -14,17 +16,22 @@ from supervisor.container import idmaps
 from supervisor.errors import SupervisorError
 from supervisor.front.doctor_trial import Check, attempt
 from supervisor.linux import constants as c
-from supervisor.linux import syscalls
+from supervisor.linux import pasta, syscalls
 from supervisor.model.job import UserNamespace
 from supervisor.supervise import idranges
 
 NUMBERS = "user numbers for jobs"
 MAPPED = "idmapped mounts"
+NETWORK = "network bridge"
+PASTA_TIME = 5.0
+"""Seconds for a trial of it."""
 
 
 def checks() -> list[Callable[[], Check]]:
     """All of them, each to be called by itself."""
-    return [numbers_of_root if os.geteuid() == 0 else numbers_of_user, mapped_files]
+    if os.geteuid() == 0:
+        return [numbers_of_root, mapped_files]
+    return [numbers_of_user, mapped_files, network_of_user]
 
 
 def numbers_of_root() -> Check:
@@ -116,3 +123,28 @@ def _mapped() -> None:
     tried.close()
     if refusal:
         raise SupervisorError(f"/: {refusal}")
+
+
+def network_of_user() -> Check:
+    """`network = "bridge"` without root: pasta makes an interface in a namespace of its own."""
+    lacking = pasta.lacking()
+    if lacking is not None:
+        return Check(NETWORK, "unavailable", *lacking)
+    outcome = attempt(_by_pasta, PASTA_TIME)
+    if outcome.failure:
+        fix = "a host with a default route, and /dev/net/tun for all; what pasta says tells more"
+        return Check(NETWORK, "unavailable", outcome.failure, fix)
+    told = "by pasta: no reach, no bandwidth (network.md)"
+    return Check(NETWORK, "enforced", told)
+
+
+def _by_pasta() -> None:
+    """It runs a command in namespaces that it makes for it, and ends with that."""
+    none = [word for key in ("-t", "-u", "-T", "-U") for word in (key, "none")]
+    own = ["--foreground", "--quiet", "--config-net", "--ns-ifname", "eth0", *none]
+    wait = "until grep -q eth0: /proc/net/dev; do sleep 0.01; done"
+    words = [pasta.find("pasta") or "pasta", *own, "--", "/bin/sh", "-c", wait]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = pasta.complaint(done.stderr)
+        raise SupervisorError(said or f"pasta ended with {done.returncode}")

@@ -19,13 +19,14 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, devices, disk, hiding, host, idmaps, network
+from supervisor.container import build, devices, disk, hiding, host, idmaps, network, pasta
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.layers import Layers
 from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
 from supervisor.front import config as configuration
 from supervisor.front.up import settings_of
 from supervisor.linux import caps
+from supervisor.linux import pasta as programs
 from supervisor.model.job import JobSpec, Mount
 from supervisor.model.limits import Limits
 from supervisor.policy import registry
@@ -148,8 +149,17 @@ class _Planner:
         yield from map(_watch, rehearsed.notifications)
         yield from map(_await, rehearsed.sources)
         if spec.network == "bridge":
-            yield from network.describe(spec, str(self.settings.runtime), run)
+            yield from self._network(spec, run)
         yield from self._container(spec, run, rehearsed)
+
+    def _network(self, spec: JobSpec, run: str) -> Iterator[str]:
+        if self.facts.privileged:
+            yield from network.describe(spec, str(self.settings.runtime), run)
+            return
+        lacking = programs.lacking()
+        if lacking is not None:
+            yield f'# lacking: network = "bridge": {lacking[0]} (fix: {lacking[1]})'
+        yield from pasta.describe(spec, str(self.settings.runtime), run)
 
     def _mapped(self, spec: JobSpec) -> JobSpec:
         """With ids as a run might get them: which range is next is seen when it is taken."""

@@ -110,6 +110,13 @@ def routes() -> tuple[tuple[str, int], ...]:
     return tuple((address, length) for address, length in found if address)
 
 
+def addresses() -> tuple[str, ...]:
+    """Every address of every interface, of both families."""
+    with _route("list addresses") as route:
+        found = [one.get("local") or one.get("address") for one in route.get_addr()]
+    return tuple(filter(None, found))
+
+
 def make_bridge(name: str, mac: str, alias: str, addresses: tuple[tuple[str, int], ...]) -> None:
     """A bridge that is up and has these addresses; it hears no multicast but its own."""
     with _route("make the bridge", name) as route:

@@ -30,12 +30,16 @@ def require() -> str:
     return path
 
 
-def apply(text: str) -> None:
-    """`nft -f -`: all of `text` holds, or nothing of it.  Raises SupervisorError."""
-    path = require()
-    done = subprocess.run(
-        [path, "-f", "-"], input=text, capture_output=True, text=True, check=False, env={}
-    )
+def apply(text: str, inside: int | None = None) -> None:
+    """`nft -f -`: all of `text` holds, or nothing of it.  Raises SupervisorError.
+
+    `inside`: in the user and network namespaces of this process (nsenter(1)).
+    """
+    words = [require(), "-f", "-"]
+    if inside is not None:
+        enter = shutil.which("nsenter", path=os.environ.get("PATH", "") + _SBIN) or "nsenter"
+        words = [enter, "--user", "--net", "--preserve-credentials", f"--target={inside}", *words]
+    done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env={})
     if done.returncode != 0:
         told = " ".join(done.stderr.split()) or f"status {done.returncode}"
         raise SupervisorError(f"nft: {told:.400}")

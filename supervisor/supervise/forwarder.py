@@ -109,9 +109,40 @@ async def _copy(source: SocketStream, target: SocketStream, both: trio.Nursery) 
         both.cancel_scope.cancel()
 
 
+def check_free(ports: Iterable[Port]) -> None:
+    """SpawnError (stage `network`) names a port that is taken, or not for us to take."""
+    for port in ports:
+        if port.protocol == "tcp":
+            _listen(port).close()
+        else:
+            _bind(port).close()
+
+
+def _bind(port: Port) -> socket.socket:
+    """A UDP port, IPv4 as all that are published."""
+    found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        found.bind((port.address or "0.0.0.0", port.outside))
+    except OSError as error:
+        found.close()
+        raise _taken(port, error) from error
+    return found
+
+
+def _taken(port: Port, error: OSError) -> SpawnError:
+    hint = _HINTS.get(error.errno or 0, "")
+    return SpawnError("network", error.errno or 0, f"{port.address or '*'}:{port.outside}", "",
+                      hint=hint)  # fmt: skip
+
+
+_HINTS = {
+    errno.EADDRINUSE: "another job or service has the port",
+    errno.EACCES: "ports below net.ipv4.ip_unprivileged_port_start take root",
+}
+
+
 def _listen(port: Port) -> socket.socket:
     """On one address; without one on all, of both families where the host has IPv6."""
-    where = f"{port.address or '*'}:{port.outside}"
     address = port.address or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -122,5 +153,4 @@ def _listen(port: Port) -> socket.socket:
             dualstack_ipv6=family == socket.AF_INET6 and port.address is None,
         )
     except OSError as error:
-        hint = "another job or service has the port" if error.errno == errno.EADDRINUSE else ""
-        raise SpawnError("network", error.errno or 0, where, "", hint=hint) from error
+        raise _taken(port, error) from error

@@ -39,10 +39,11 @@ from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.images import Images, Source
 from supervisor.supervise.job import Job
-from supervisor.supervise.network import Network, Place
+from supervisor.supervise.network import Bridge, Place
+from supervisor.supervise.pasta import Pasta
 from supervisor.supervise.projects import Projects
 from supervisor.supervise.reaper import Child, Reaper
-from supervisor.supervise.shared import Log, Shared
+from supervisor.supervise.shared import Log, Network, Shared
 from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
@@ -169,7 +170,11 @@ async def open_instance(
         watcher = await stack.enter_async_context(open_watcher(nursery, kernel_log))
         leases = settings.state.root / "network.json" if settings.state else None
         place = Place(settings.runtime, leases, settings.pool)
-        network = Network(place, specs, nursery, log.emit)
+        network: Network
+        if host.facts().privileged:
+            network = Bridge(place, specs, nursery, log.emit)
+        else:
+            network = Pasta(place, nursery, reaper.spawn, log.emit)
         await network.sweep()
         stack.push_async_callback(network.close)
         images = Images(settings.images, nursery, settings.told)

@@ -1,4 +1,4 @@
-"""The network of an instance, while it is there: the bridge, the rules, and a seat for each job.
+"""The network of an instance that is root's: the bridge, the rules, and a seat for each job.
 
 Nothing is made before the first job asks for it, and all is removed at the end, or by the next
 supervisor after a crash.  What is done is planned in `container.network` and `container.firewall`,
@@ -14,20 +14,20 @@ import fcntl
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import evolve, frozen
+from attrs import frozen
 
-from supervisor.container import view
 from supervisor.container.spawn import Container
 from supervisor.errors import KernelError, SpawnError, SupervisorError
 from supervisor.model.job import JobSpec
 from supervisor.supervise.forwarder import Forwarder
+from supervisor.supervise.netfiles import EtcFiles, as_spawn_error
 
 if TYPE_CHECKING:
     from supervisor.container.firewall import Opening
@@ -47,7 +47,7 @@ class Place:
     pool: str | None
 
 
-class Network:
+class Bridge:
     """One instance's network.  `jobs` are all that the configuration has."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Network:
 
         Raises SpawnError (stage `network`).
         """
-        with _as_spawn_error():
+        with as_spawn_error():
             plan, leases = await self._open()
             seats = self._take(spec, plan, leases)
         connection = Connection(spec, plan, seats, self._place.runtime / "net", run)
@@ -132,8 +132,7 @@ class Connection:
         self._plan = plan
         self._seats = seats
         self._own = seats[spec.name]
-        self._directory = directory
-        self._run = run
+        self._files = EtcFiles(directory, run)
         self._job = spec
         self._forwarder: Forwarder | None = None
         self._wire: Wire | None = None
@@ -142,36 +141,15 @@ class Connection:
 
     def prepare(self, nursery: trio.Nursery) -> None:
         """Take the ports, write the files.  SpawnError: a port is taken, a file not written."""
-        from supervisor.container import network as plans
-
-        with _as_spawn_error():
+        with as_spawn_error():
             if self._job.ports:
                 forwarder = Forwarder(self._job.ports, self._own.v4)
                 if forwarder:
                     self._forwarder = forwarder
                     nursery.start_soon(forwarder.run)
-            self._write_files()
-        with _as_spawn_error():
-            root = view.of(self._job)
-            resolved = {path: root.resolve(path) for path in plans.FILES.values()}
-        mounts = plans.mounts(self._job, self._directory, self._run, resolved)
-        self.spec = evolve(self._job, mounts=(*self._job.mounts, *mounts))
-
-    def _write_files(self) -> None:
-        from supervisor.container import network as plans
-
-        others = {name: self._addresses(seat) for name, seat in self._seats.items()}
-        own = others.pop(self._job.name)
-        names = dict.fromkeys((self._job.hostname or self._job.name[:64], self._job.name))
-        texts = {
-            "hosts": plans.hosts_text(" ".join(names), own, others),
-            "resolv": plans.resolv_text(self._job.dns),
-        }
-        self._directory.mkdir(mode=0o711, exist_ok=True)
-        for name, text in texts.items():
-            path = self._directory / f"{self._run}.{name}"
-            path.write_text(text)
-            path.chmod(0o644)
+            others = {name: self._addresses(seat) for name, seat in self._seats.items()}
+            self._files.write(self._job, others.pop(self._job.name), others)
+            self.spec = self._files.seen_by(self._job)
 
     def _addresses(self, seat: Seat) -> tuple[str, ...]:
         """Those at which jobs find each other: IPv6 only where it is forwarded."""
@@ -184,7 +162,7 @@ class Connection:
         SpawnError (stage `network`), unless the init has failed before: then it says at which.
         """
         try:
-            with _as_spawn_error():
+            with as_spawn_error():
                 await trio.to_thread.run_sync(self._connect, container.pid)
         except SpawnError:
             if container.has_news():
@@ -228,8 +206,7 @@ class Connection:
         if self._forwarder is not None:
             await self._forwarder.stop()
         failed = await trio.to_thread.run_sync(self._disconnect)
-        for name in ("hosts", "resolv"):
-            (self._directory / f"{self._run}.{name}").unlink(missing_ok=True)
+        self._files.remove()
         return failed
 
     def _disconnect(self) -> list[Exception]:
@@ -247,21 +224,6 @@ class Connection:
         except SupervisorError as error:
             failed.append(error)
         return failed
-
-
-@contextmanager
-def _as_spawn_error() -> Iterator[None]:
-    """Whatever fails while a network is made is a failed start, at the stage `network`."""
-    try:
-        yield
-    except SpawnError:
-        raise
-    except OSError as error:  # a KernelError too
-        path = getattr(error, "path", None) or error.filename or ""
-        text = getattr(error, "operation", "")
-        raise SpawnError("network", error.errno or 0, str(path), text) from error
-    except SupervisorError as error:
-        raise SpawnError("network", 0, "", error.message, hint=error.hint) from error
 
 
 def bridges() -> tuple[str, ...]:
@@ -333,7 +295,7 @@ def _hand_over_forwarding(bridge: str, aliases: Mapping[str, str]) -> None:
 
 
 def _sweep(found: Iterable[str], runtime: str) -> list[str]:
-    """See `Network.sweep`: one line for each bridge that was removed."""
+    """See `Bridge.sweep`: one line for each bridge that was removed."""
     from supervisor.container import network as plans
     from supervisor.linux import netlink
 

@@ -1,6 +1,6 @@
 """What is looked at before anything is started: limits that hold here, privilege that is there.
 
-May import: `errors`, `model`, `linux`, `cgroup.api`, `container.{devices,disk}`,
+May import: `errors`, `model`, `linux`, `cgroup.api`, `container.{devices,disk,pasta}`,
 `supervise.storage`.
 """
 
@@ -16,7 +16,7 @@ from supervisor.cgroup.api import CgroupManager, Missing
 from supervisor.container import disk
 from supervisor.container.devices import rests_on_cgroup
 from supervisor.errors import LimitError, SupervisorError
-from supervisor.linux import caps, nft
+from supervisor.linux import caps, nft, pasta
 from supervisor.model.job import JobSpec
 from supervisor.supervise.storage import layer_base
 
@@ -44,7 +44,7 @@ def check(manager: CgroupManager, specs: Iterable[JobSpec], on_missing: str) -> 
             'or user_namespace = "auto" (--user-namespace auto)'
         )
     if bridged and not privileged:
-        lines.append(f'network = "bridge" of {_names(bridged)}: it needs root; "none" does not')
+        lines += _network(jobs)
     if not lines:
         return
     if privileged:
@@ -73,6 +73,27 @@ def check_disks(specs: Iterable[JobSpec], runs: Path | None) -> None:
 
 def _privileged() -> bool:
     return os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
+
+
+def _network(jobs: tuple[JobSpec, ...]) -> list[str]:
+    """What keeps jobs from the network without root: pasta itself, or what it has not."""
+    from supervisor.container.pasta import lacks
+
+    bridged = [job for job in jobs if job.network == "bridge"]
+    found: dict[str, list[str]] = {}
+    for job in bridged:
+        for text in lacks(job):
+            found.setdefault(text, []).append(job.name)
+    lines = []
+    there = pasta.lacking()
+    if there is not None:
+        what, hint = there
+        names = _names([job.name for job in bridged])
+        lines.append(f'network = "bridge" of {names}: {what} ({hint}; or network = "none")')
+    for text, names_of in found.items():
+        key, _, why = text.partition(": ")
+        lines.append(f"{key} of {_names(names_of)}: {why}")
+    return lines
 
 
 def _limits(manager: CgroupManager, jobs: tuple[JobSpec, ...], *, fixes: bool) -> list[str]:

@@ -42,10 +42,9 @@ from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
 from supervisor.supervise import actions, collect, disk, ending, idranges, stopping
-from supervisor.supervise.network import Connection
 from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
-from supervisor.supervise.shared import Shared
+from supervisor.supervise.shared import Connection, Shared
 from supervisor.supervise.storage import Storage
 from supervisor.supervise.volumes import Taken
 from supervisor.watch.pressure import Gauge, is_gone
@@ -346,7 +345,7 @@ class Run:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection | None]:
-        """The job's place on the instance's bridge, if it has one; gone when the container is."""
+        """The job's place on the bridge, or its pasta, if it has one; gone at its end."""
         if self.spec.network != "bridge":
             yield None
             return

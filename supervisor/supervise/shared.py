@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,14 +15,14 @@ from attrs import Factory, define
 
 from supervisor.cgroup.api import CgroupManager
 from supervisor.container.host import Host
-from supervisor.container.spawn import Launcher
+from supervisor.container.spawn import Container, Launcher
 from supervisor.model.event import Event
+from supervisor.model.job import JobSpec
 from supervisor.policy.engine import Engine
 from supervisor.record.runs import RunIds, StateDir
 from supervisor.supervise.admission import Admission
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.images import Images
-from supervisor.supervise.network import Network
 from supervisor.supervise.projects import Projects
 from supervisor.supervise.reaper import Reaper
 from supervisor.supervise.volumes import Volumes
@@ -35,6 +36,24 @@ class Log(Protocol):
     def emit(self, event: str, **fields: Any) -> None: ...
 
     def observe(self, job: str, run: str, event: Event) -> None: ...
+
+
+class Connection(Protocol):
+    """A run's network: `spec` is the job with its files in /etc, `connect` lets it start."""
+
+    spec: JobSpec
+
+    async def connect(self, container: Container) -> None: ...
+
+
+class Network(Protocol):
+    """`supervise.network` for root, a bridge; `supervise.pasta` for everybody else."""
+
+    def seat(self, spec: JobSpec, run: str) -> AbstractAsyncContextManager[Connection]: ...
+
+    async def sweep(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 @define

@@ -14,7 +14,7 @@ from supervisor.errors import SpawnError, SupervisorError
 from supervisor.front.kinds import Context
 from supervisor.front.networks import egress, port, text
 from supervisor.front.problems import Wrong
-from supervisor.linux import nft
+from supervisor.linux import nft, pasta
 from supervisor.model.job import Egress, JobSpec, Mount, Port
 from supervisor.supervise import preflight
 from tests.unit.test_config_parse import read
@@ -234,9 +234,12 @@ def test_without_nft_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None
         nft.apply("")
 
 
-def test_without_root_there_is_no_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_and_pasta_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(pasta.shutil, "which", lambda *_, **__: None)
     job = JobSpec("web", ("true",), network="bridge")
     manager: object = None
-    with pytest.raises(SupervisorError, match='network = "bridge" of web: it needs root'):
+    with pytest.raises(SupervisorError) as raised:
         preflight.check(manager, [job], "warn")  # type: ignore[arg-type]
+    told = 'network = "bridge" of web: pasta is not installed (install the package passt; or '
+    assert told in str(raised.value)

@@ -189,7 +189,7 @@ def test_a_bridge_is_told_of_and_what_the_job_waits_for(plan: Plan) -> None:
         next(n for n, line in enumerate(lines) if part in line)
         for part in ("type bridge, nft table inet supervise_", "listen on *:8080",
                      ".hosts, to be bound over /etc/hosts", "type veth peer eth0", "clone3 ",
-                     "init: wait until the supervisor has connected it")
+                     "init: wait until the supervisor has connected its network")
     ]  # fmt: skip
     assert at == sorted(at)
 
