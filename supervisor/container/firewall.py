@@ -1,7 +1,8 @@
 """The rules of an instance's network, as text for nft(8): one table, and what each job adds to it.
 
     source      a packet from the bridge has hardware and IP address of one job, or is dropped
-    publish     published ports, for who comes from outside; the host itself goes by a forwarder
+    publish     published ports, for who comes from outside; the host itself goes by a forwarder,
+                but for UDP: `publish_here`, at its addresses other than loopback
     translate   what leaves by other interfaces has the host's address
     input       jobs reach nothing of the host but the gateway's ping
     forward     to a job: answers, published ports, jobs that may reach it; from a job: `egress`
@@ -47,6 +48,13 @@ table inet {table} {{
   chain publish {{
     type nat hook prerouting priority dstnat; policy accept;
     iifname "{bridge}" accept
+    dnat ip to ip daddr . meta l4proto . th dport map @ports_at
+    fib daddr type local dnat ip to meta l4proto . th dport map @ports
+  }}
+  chain publish_here {{
+    type nat hook output priority -100; policy accept;
+    meta l4proto != udp accept
+    ip daddr 127.0.0.0/8 accept
     dnat ip to ip daddr . meta l4proto . th dport map @ports_at
     fib daddr type local dnat ip to meta l4proto . th dport map @ports
   }}

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,32 @@ def test_a_job_is_reached_at_its_published_ports_and_goes_out_by_nat(batch: Batc
         # a machine that sends to the job's own address by way of the host gets nothing
         world.outside.run("ip", "route", "add", address, "via", HOST)
         assert world.outside.get(f"http://{address}/") == ""
+        running.signal(signal.SIGINT)
+
+
+ECHO = (
+    "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 53))\n"
+    "while True:\n    data, who = s.recvfrom(9); s.sendto(data.upper(), who)"
+)
+
+
+def answers(space: netns.Namespace, port: int) -> bool:
+    return space.ask(HOST, port) == b"HELLO"
+
+
+@in_every_kernel
+def test_udp_is_published_for_others_and_for_the_host(batch: Batch, world: World):
+    """At its loopback the host does not reach it: that would take `route_localnet`."""
+    fifo = batch.fifo("ready")
+    script = f"/usr/bin/python3 -c {shlex.quote(ECHO)} &\n" + SERVE + "exec sleep 1000"
+    ports = f'ports = ["5353:53/udp", "{HOST}:5354:53/udp"]'
+    with batch.start(job("dns", script, ports), defaults=batch.sees(fifo)) as running:
+        addresses(batch, fifo, 1)
+        for space in (world.outside, world.host):
+            for port in (5353, 5354):
+                netns.until(partial(answers, space, port))
+        assert world.host.ask("127.0.0.1", 5353) == b""
+        assert world.outside.ask(HOST, 53) == world.host.ask(HOST, 53) == b""
         running.signal(signal.SIGINT)
 
 

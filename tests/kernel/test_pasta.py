@@ -191,18 +191,7 @@ def test_a_job_is_reached_at_its_published_ports_and_goes_out(batch: Batch, worl
             assert world.outside.get(f"http://{HOST}:{port}/") == answer, port
         for url in ("127.0.0.1:8080", "127.0.0.1:8081", f"{HOST}:8080", f"{HOST}:8082"):
             assert world.host.get(f"http://{url}/") == "web\n", url
-        batch.wait(lambda: world.outside.call(lambda: ask(HOST, 5353)) == b"HELLO")
-
-
-def ask(where: str, port: int) -> bytes:
-    """What comes back for a datagram, or nothing within a second."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        asking.settimeout(1)
-        asking.sendto(b"hello", (where, port))
-        try:
-            return asking.recv(9)
-        except OSError:
-            return b""
+        netns.until(lambda: world.outside.ask(HOST, 5353) == b"HELLO")
 
 
 PROBE = """

@@ -61,6 +61,21 @@ class Namespace:
         """What an HTTP server answers, or "" when there is no answer in five seconds."""
         return self.run("timeout", "5", "busybox", "wget", "-q", "-O", "-", url, check=False)
 
+    def ask(self, where: str, port: int) -> bytes:
+        """What comes back for the datagram "hello" within a second, or nothing."""
+
+        def asked() -> bytes:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+                asking.settimeout(1)
+                try:
+                    asking.connect((where, port))
+                    asking.send(b"hello")
+                    return asking.recv(9)
+                except OSError:
+                    return b""
+
+        return self.call(asked)
+
     def state(self) -> tuple[str, ...]:
         """All that a supervisor could have changed in there."""
         commands = ("nft list ruleset", "ip -o link", "ip -o addr", "ip route show table all",
@@ -72,6 +87,13 @@ class Namespace:
     def inside(self, supervise: Supervise) -> InNamespace:
         """The same command, run in there."""
         return InNamespace(supervise.where, self.pid)
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Wait for what nothing tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, "it does not come to be"
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,9 @@ def test_the_table_names_only_what_is_its_own() -> None:
     assert table.startswith(f"table inet {PLAN.table} {{}}\ndelete table inet {PLAN.table}\n")
     assert "flush ruleset" not in table
     hooks = [part for part in table.split("  chain ") if "hook" in part]
-    assert len(hooks) == 6 and all(PLAN.bridge in part for part in hooks)
+    here = [part for part in hooks if part.startswith("publish_here ")]
+    assert len(hooks) == 7 and all(PLAN.bridge in part for part in hooks if part not in here)
+    assert "meta l4proto != udp accept" in here[0]  # nothing but what the ports' maps name
 
 
 def test_what_a_job_opens_it_takes_back() -> None:
