@@ -15,7 +15,7 @@ from supervisor.container.layers import Layers
 from supervisor.linux import quota
 
 OWN_INODES = 4
-"""upper, work, and what overlayfs makes in it; a block each."""
+"""upper, work, and what overlayfs makes in it; on ext4 each takes a block of the limit."""
 
 
 class QuotaSpace:
@@ -36,8 +36,7 @@ class QuotaSpace:
 
     def usage(self) -> Usage:
         now = quota.get(self._fd, self.project)
-        used = max(now.used - OWN_INODES * BLOCK, 0)
-        return Usage(used, self._limit, max(now.inodes - OWN_INODES, 0), self._inodes)
+        return Usage(now.used, self._limit, max(now.inodes - OWN_INODES, 0), self._inodes)
 
     def grow(self, to: int) -> None:
         self._set(to)
@@ -54,8 +53,7 @@ class QuotaSpace:
                 os.close(fd)
 
     def _set(self, limit: int) -> None:
-        whole = limit + OWN_INODES * BLOCK
-        quota.limit(self._fd, self.project, whole, self._inodes + OWN_INODES)
+        quota.limit(self._fd, self.project, limit, self._inodes + OWN_INODES)
 
     def trouble(self) -> str:
         below = os.fstatvfs(self._fd)
