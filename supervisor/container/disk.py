@@ -8,7 +8,7 @@ One interface, `Space`, for all three.  The mounts of the latter two are descrip
 to them, and the kernel takes them away when the job's mount namespace has ended and the supervisor
 has closed its own; a supervisor that is killed has closed it too.
 
-May import: `errors`, `model`, `linux`, `container.{protocol,rootfs}`.
+May import: `errors`, `model`, `linux`, `container.{layers,protocol}`.
 """
 
 from __future__ import annotations
@@ -142,18 +142,23 @@ class Lack:
         return f"{way}: {self.why}" + (f" (fix: {self.fix})" if self.fix else "")
 
 
-def refusal(way: Way, spec: JobSpec, base: str | None, *, privileged: bool) -> Lack | None:
-    """Why `way` is closed to this job; `base` is its run's directory, None where layers have none.
+@frozen
+class Place:
+    """A run's directory, if it has one; `layers`: upper and work may lie in it as they are."""
 
-    Only looks; the doctor tries.
-    """
+    path: str | None
+    layers: bool
+
+
+def refusal(way: Way, spec: JobSpec, place: Place, *, privileged: bool) -> Lack | None:
+    """Why `way` is closed to this job.  Only looks; the doctor tries."""
     if way == "tmpfs":
         return _kept_in_memory(spec)
     if not privileged:
         return Lack("it needs root", 'disk_by = "tmpfs"')
-    if base is None:
+    if place.path is None or (way == "quota" and not place.layers):
         return Lack("layers have no directory on a disk here", "state_dir on ext4 or xfs")
-    return _no_quota(spec, base) if way == "quota" else _no_loop()
+    return _no_quota(spec, place.path) if way == "quota" else _no_loop()
 
 
 def _kept_in_memory(spec: JobSpec) -> Lack | None:
@@ -214,23 +219,23 @@ def mkfs_path() -> str:
     return ":".join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
-def choose(spec: JobSpec, base: str | None, *, privileged: bool) -> tuple[Way | None, list[str]]:
+def choose(spec: JobSpec, place: Place, *, privileged: bool) -> tuple[Way | None, list[str]]:
     """The way for this job and, for what cannot be gone, a line each; None: there is none."""
     lines: list[str] = []
-    return next(ways(spec, base, lines, privileged=privileged), None), lines
+    return next(ways(spec, place, lines, privileged=privileged), None), lines
 
 
-def ways(spec: JobSpec, base: str | None, tried: list[str], *, privileged: bool) -> Iterator[Way]:
+def ways(spec: JobSpec, place: Place, tried: list[str], *, privileged: bool) -> Iterator[Way]:
     """Those that nothing speaks against, in order; the others go to `tried`, with why."""
     for way in WAYS if spec.disk_by == "auto" else (spec.disk_by,):
-        lack = refusal(way, spec, base, privileged=privileged)
+        lack = refusal(way, spec, place, privileged=privileged)
         if lack is None:
             yield way
         else:
             tried.append(lack.text(way))
 
 
-def describe(spec: JobSpec, base: str | None, way: Way, *, wanted: bool) -> Iterator[str]:
+def describe(spec: JobSpec, base: str, way: Way, *, wanted: bool) -> Iterator[str]:
     """What is done to hold its layer to its size, a line each."""
     size = size_of(spec, wanted=wanted)
     if way == "quota":

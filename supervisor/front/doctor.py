@@ -1,8 +1,8 @@
 """`supervise doctor`: everything a job needs, tried for real on this host, with the fix.
 
-The trials themselves are in `doctor_kernel` (namespaces, mounts), `doctor_users` (their numbers)
-and `doctor_limits` (cgroups); how they are contained is told in `doctor_trial`.  `clash` has the
-one check that every command makes at its start.
+The trials themselves are in `doctor_kernel` (namespaces, mounts), `doctor_users` (their numbers),
+`doctor_disk` (sizes of layers) and `doctor_limits` (cgroups); how they are contained is told in
+`doctor_trial`.  `clash` has the one check that every command makes at its start.
 
 May import: `errors`, `model`, `linux`, `cgroup`, the trials.
 """
@@ -20,7 +20,7 @@ from typing import NoReturn
 from attrs import asdict
 
 from supervisor.errors import SupervisorError
-from supervisor.front import doctor_kernel, doctor_limits, doctor_users, lines
+from supervisor.front import doctor_disk, doctor_kernel, doctor_limits, doctor_users, lines
 from supervisor.front.clash import name_clash
 from supervisor.front.doctor_trial import Check, Verdict
 
@@ -56,7 +56,9 @@ def run() -> list[Check]:
     deadline = time.monotonic() + LONGEST
     with _terminable():
         found = [name_check()]
-        found += _each([*doctor_kernel.checks(), *doctor_users.checks()], deadline)
+        found += _each(
+            [*doctor_kernel.checks(), *doctor_users.checks(), *doctor_disk.checks()], deadline
+        )
         return found + _limits(deadline)
 
 

@@ -199,23 +199,26 @@ class _Planner:
                 owner = spec.user_namespace.host_id
                 yield f"chown {owner}:{owner} {base} {base}/upper {base}/work"
 
-    def _disk(self, spec: JobSpec, run: str) -> tuple[disk.Way | None, str | None, list[str]]:
+    def _disk(self, spec: JobSpec, run: str) -> tuple[disk.Way | None, list[str]]:
         """How its layer is held to its size, and why not otherwise."""
-        found = storage.layer_base(spec, self.state.runs / run)
-        base = str(found) if found else None
         if spec.limits.disk is None:
-            return None, base, []
-        return (way_lines := disk.choose(spec, base, privileged=True))[0], base, way_lines[1]
+            return None, []
+        place = storage.place_of(spec, self.state.runs / run)
+        return disk.choose(spec, place, privileged=self.facts.privileged)
 
     def _layers(self, spec: JobSpec, run: str) -> Layers:
-        way, base, _lines = self._disk(spec, run)
-        return Layers(None, mounted=True) if way in ("loop", "tmpfs") else Layers(base)
+        way, _lines = self._disk(spec, run)
+        if way in ("loop", "tmpfs") and self.facts.privileged:
+            return Layers(None, mounted=True)
+        base = storage.layer_base(spec, self.state.runs / run)
+        return Layers(str(base) if base else None)
 
     def _bounded(self, spec: JobSpec, run: str) -> Iterator[str]:
-        way, base, lines = self._disk(spec, run)
+        way, lines = self._disk(spec, run)
         yield from (f"# not by {line}" for line in lines)
         if way is not None:
             wanted = self.engine.wants("on_disk_limit", spec)
+            base = str(self.state.runs / run)
             yield from disk.describe(spec, base, way, wanted=wanted)
 
     def _request(self, spec: JobSpec, run: str, told: Rehearsed, facts: host.Facts) -> list[str]:

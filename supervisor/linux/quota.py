@@ -102,13 +102,14 @@ def project_of(fd: int) -> int:
     return found
 
 
-def put_into(fd: int, project: int) -> None:
+def put_into(fd: int, project: int, *, inherit: bool = True) -> None:
     """Make the open, empty directory, and all that is made in it, the project's.
 
-    Raises KernelError.
+    Without `inherit` a file.  Raises KernelError.
     """
     flags, extent, count, _project, cow, rest = _attributes(fd)
-    raw = _FSXATTR.pack(flags | FS_XFLAG_PROJINHERIT, extent, count, project, cow, rest)
+    flags |= FS_XFLAG_PROJINHERIT if inherit else 0
+    raw = _FSXATTR.pack(flags, extent, count, project, cow, rest)
     try:
         fcntl.ioctl(fd, FS_IOC_FSSETXATTR, raw)
     except OSError as error:

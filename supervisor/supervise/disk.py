@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.container import disk
-from supervisor.container.disk import Space, Usage, Way
+from supervisor.container.disk import Place, Space, Usage, Way
 from supervisor.errors import KernelError, LimitError, SpawnError
 from supervisor.linux import fanotify
 from supervisor.model.event import DiskLimit
@@ -187,7 +187,7 @@ async def bounded(run: Run, storage: Storage) -> AsyncIterator[Disk | None]:
         return
     wanted = run.shared.engine.wants("on_disk_limit", run.spec)
     base = storage.layers.run_dir
-    space = await _open(run, base, wanted=wanted)
+    space = await _open(run, storage.place, wanted=wanted)
     storage.layers = space.layers
     storage.streams.layer = space.mounted
     found = Disk(run, space, wanted=wanted)
@@ -198,7 +198,7 @@ async def bounded(run: Run, storage: Storage) -> AsyncIterator[Disk | None]:
             await _close(run, found, base)
 
 
-async def _open(run: Run, base: str | None, *, wanted: bool) -> Space:
+async def _open(run: Run, place: Place, *, wanted: bool) -> Space:
     """By the way that was asked for, or the first that can be gone."""
     spec = run.spec
     if spec.write != "overlay":
@@ -206,8 +206,8 @@ async def _open(run: Run, base: str | None, *, wanted: bool) -> Space:
     size = disk.size_of(spec, wanted=wanted)
     privileged = run.shared.host.facts().privileged
     tried: list[str] = []
-    for way in disk.ways(spec, base, tried, privileged=privileged):
-        work = partial(open_space, run, way, size, base, privileged=privileged)
+    for way in disk.ways(spec, place, tried, privileged=privileged):
+        work = partial(open_space, run, way, size, place.path, privileged=privileged)
         try:
             return await trio.to_thread.run_sync(work)
         except KernelError as error:

@@ -18,7 +18,7 @@ from supervisor.container.devices import rests_on_cgroup
 from supervisor.errors import LimitError, SupervisorError
 from supervisor.linux import caps, nft, pasta
 from supervisor.model.job import JobSpec
-from supervisor.supervise.storage import layer_base
+from supervisor.supervise.storage import place_of
 
 WAYS_OUT = (
     "as root: sudo supervise ...",
@@ -62,8 +62,7 @@ def check_disks(specs: Iterable[JobSpec], runs: Path | None) -> None:
         privileged = _privileged()
         if privileged and job.user_namespace.kind == "auto":
             job = evolve(job, user_namespace=evolve(job.user_namespace, kind="map"))
-        base = layer_base(job, runs)
-        way, lines = disk.choose(job, str(base) if base else None, privileged=privileged)
+        way, lines = disk.choose(job, place_of(job, runs), privileged=privileged)
         if way is None:
             found.setdefault("; ".join(lines), []).append(job.name)
     if found:

@@ -27,6 +27,7 @@ from supervisor.linux import proc, quota
 FIRST = 0x53000000
 """Above what people write into /etc/projects; half of the numbers are left to others."""
 COUNT = 1 << 20
+ETC = Path("/etc")
 DIRECTORY = Path("/run/supervise/.projects")
 """No instance's name begins with a dot."""
 
@@ -34,9 +35,7 @@ DIRECTORY = Path("/run/supervise/.projects")
 class Projects:
     """The projects of this host, as one instance takes them."""
 
-    def __init__(
-        self, instance: str, directory: Path = DIRECTORY, etc: Path = Path("/etc")
-    ) -> None:
+    def __init__(self, instance: str, directory: Path = DIRECTORY, etc: Path = ETC) -> None:
         self.instance = instance
         self.directory = directory
         self._etc = etc
@@ -60,7 +59,7 @@ class Projects:
         for turn in range(COUNT):
             number = FIRST + (start + turn) % COUNT
             path = self.directory / f"{device}.{number}"
-            if number in known or path.exists() or not _is_free(fd, number):
+            if number in known or path.exists() or not is_free(fd, number):
                 continue
             me = proc.stat(os.getpid())
             told = {"pid": me.pid, "start": me.start_ticks, "base": base, "run": run}
@@ -138,7 +137,8 @@ class Projects:
             raise KernelError("write", str(path), error.errno or 0) from error
 
 
-def _is_free(fd: int, number: int) -> bool:
+def is_free(fd: int, number: int) -> bool:
+    """Whether nobody has a limit, a byte or an inode there.  Raises KernelError."""
     found = quota.get(fd, number)
     return not (found.used or found.limit or found.inodes or found.inode_limit)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from supervisor.container.disk import Place
 from supervisor.container.host import has_user_attributes, on_overlay
 from supervisor.container.layers import Layers
 from supervisor.container.spawn import Streams
@@ -47,7 +48,10 @@ class Storage:
         """With `limits.output`: the pipes' reading ends, and what is to be written where."""
         try:
             self.streams = self._bounded(self._open())
-            self.layers = self._layers(self._directory(scratch))
+            own = self._directory(scratch)
+            self.layers = self._layers(own)
+            self.place = Place(str(own) if own else None, self.layers.run_dir is not None)
+            """Where a layer with a size of its own may have it (`supervise.disk`)."""
         except OSError as error:
             self.close()
             if isinstance(error, KernelError):
@@ -165,6 +169,11 @@ class Storage:
         for fd in self._owned:
             os.close(fd)
         self._owned.clear()
+
+
+def place_of(spec: JobSpec, own: Path | None) -> Place:
+    """The same for a run that is not there yet."""
+    return Place(str(own) if own else None, layer_base(spec, own) is not None)
 
 
 def layer_base(spec: JobSpec, own: Path | None) -> Path | None:

@@ -99,7 +99,8 @@ def runtime_files() -> dict[str, str]:
     # is where ranges of user numbers are noted (`supervise.idranges`)
     paths = [path for root in roots if os.access(root, os.X_OK) for path in root.rglob("*")]
     paths += Path(tempfile.gettempdir()).glob("*supervise*")
-    shared = {Path("/run/supervise/.ids", name) for name in ("", "lock", "next")}
+    kept = ("/run/supervise/.ids", "/run/supervise/.projects")
+    shared = {Path(top, name) for top in kept for name in ("", "lock", "next")}
     return {str(path): str(path) for path in paths if path not in shared}
 
 

@@ -119,16 +119,19 @@ def test_the_ways_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(disk, "holds_quota", lambda path: True)
     monkeypatch.setattr(disk, "_no_loop", lambda: None)
     mapped = UserNamespace("map", 100000, 65536)
-    base = str(tmp_path)
+    base = disk.Place(str(tmp_path), layers=True)
+    none = disk.Place(None, layers=False)
 
-    def chosen(job: JobSpec, where: str | None = base, privileged: bool = True) -> object:
+    def chosen(job: JobSpec, where: disk.Place = base, privileged: bool = True) -> object:
         return disk.choose(job, where, privileged=privileged)[0]
 
     assert chosen(spec(user_namespace=mapped)) == "quota"
     assert chosen(spec()) == "loop"  # the host's numbers: not a project that it could leave
     assert chosen(spec(disk_by="quota")) is None
-    assert chosen(spec(), None) == "tmpfs"
-    assert chosen(spec(keep="always"), None) is None
+    assert chosen(spec(), none) == "tmpfs"
+    assert chosen(spec(keep="always"), none) is None
+    memory = disk.Place(str(tmp_path), layers=False)  # overlayfs, or without xattr(7)'s user.*
+    assert chosen(spec(user_namespace=mapped), memory) == "loop"
     assert chosen(spec(user_namespace=mapped), privileged=False) == "tmpfs"
     assert chosen(spec(disk_by="loop"), privileged=False) is None
     monkeypatch.setattr(disk, "_no_loop", lambda: disk.Lack("none here", "get one"))
