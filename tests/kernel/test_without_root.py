@@ -162,3 +162,25 @@ def test_the_doctor_says_what_does_not_hold(user: Nobody, bare: list[str]) -> No
 def test_the_doctor_tries_the_helpers(user: Nobody, given: list[str]) -> None:
     row = _doctor(user, given)["user numbers for jobs"]
     assert row["verdict"] == "enforced" and "65537" in row["detail"]
+
+
+def test_a_disk_limit_is_held_in_memory(user: Nobody, bare: list[str], busybox: Path) -> None:
+    run, own = user
+    (own / "root/bin").mkdir(parents=True)
+    shutil.copy(busybox, own / "root/bin/busybox")
+    shutil.chown(own / "root", NOBODY)
+    record = own / "record.json"
+    common = ["run", "--root", own / "root", "--disk", "4M", "--record", record]
+    script = "busybox dd if=/dev/zero of=/x bs=4k; busybox stat -c %s /x; exit 3"
+    for more in ((), ("--on-disk-limit", "raise:8M")):
+        words = [*common, *more, "--", "/bin/busybox", "sh", "-c", script]
+        done = run(*words, wrapper=bare)
+        assert (done.returncode, done.stdout) == (3, f"{4 << 20}\n"), done.stderr
+        told = json.loads(record.read_text())
+        assert told["reason"] == "disk", done.stderr
+        assert (told["disk"]["by"], told["disk"]["full"]) == ("tmpfs", True)
+        assert told["disk"]["used"] == 4 << 20
+        assert ("nothing tells of the job's full disk" in done.stderr) is bool(more)
+    refused = run(*common, "--disk-by", "loop", "--", "/bin/busybox", "true", wrapper=bare)
+    assert refused.returncode == 125
+    assert 'loop: it needs root (fix: disk_by = "tmpfs")' in refused.stderr
