@@ -115,6 +115,43 @@ def test_an_image_has_room_for_all_that_it_promises(tmp_path: Path, size: Size) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_second_layer_is_laid_out_as_the_first_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which(disk.MKFS, path=disk.mkfs_path()) is None:
+        host.miss("tools", "needs mkfs.ext4: apt-get install e2fsprogs")
+    monkeypatch.setattr(disk_loop, "_templates", {})
+    size = Size(8 * MIB, 1024, 8 * MIB)
+    images = [disk_loop.unnamed(str(tmp_path), disk_loop.blocks(size) * BLOCK) for _ in range(2)]
+    disk_loop.lay_out(images[0], size)
+    monkeypatch.setattr(disk_loop, "format_image", lambda *_: pytest.fail("made twice"))
+    disk_loop.lay_out(images[1], size)
+    first, second = (os.pread(image, 16 * MIB, 0) for image in images)
+    assert first == second and any(first)
+    assert os.fstat(images[1]).st_blocks * 512 <= os.fstat(images[0]).st_blocks * 512 + MIB
+    check = ["e2fsck", "-fn", f"/proc/self/fd/{images[1]}"]
+    subprocess.run(
+        check, pass_fds=(images[1],), check=True, env={"PATH": disk.mkfs_path()},
+        capture_output=True,
+    )  # fmt: skip
+    for image in images:
+        os.close(image)
+
+
+def test_of_many_kinds_the_last_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(disk_loop, "_templates", {})
+    monkeypatch.setattr(disk_loop, "format_image", lambda _image, size: made.append(size.inodes))
+    image = disk_loop.unnamed(str(tmp_path), 1 << 20)
+    for inodes in (*range(20, 40), 39, 20):
+        disk_loop.lay_out(image, Size(MIB, inodes, MIB))
+    os.close(image)
+    assert made == [*range(20, 40), 20]
+    assert len(disk_loop._templates) == disk_loop.MOST_TEMPLATES
+
+
 def test_the_ways_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "holds_quota", lambda path: True)
     monkeypatch.setattr(disk, "_no_loop", lambda: None)
