@@ -84,8 +84,7 @@ braces mean nothing.
 
 ## Reserved
 
-`limits.disk`, `schedule` and images as `root` are not available in this version. They are refused,
-never ignored.
+`schedule` is not available in this version. It is refused, never ignored.
 """
 
 
