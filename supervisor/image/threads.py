@@ -31,11 +31,13 @@ async def stoppable(work: Callable[[Callable[[], None]], T]) -> T:
         if stop.is_set():
             raise Stopped
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_set_at_cancellation, stop)
-        result = await trio.to_thread.run_sync(outcome.capture, work, check)
-        stop.set()
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_set_at_cancellation, stop)
+            result = await trio.to_thread.run_sync(outcome.capture, work, check)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # Ctrl-C, which trio raises wherever it is
+        raise first(group) from None
     if isinstance(result, outcome.Error) and isinstance(result.error, Stopped):
         await trio.lowlevel.checkpoint()  # raises Cancelled: nothing else stops it
     found: T = result.unwrap()

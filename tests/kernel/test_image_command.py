@@ -19,6 +19,7 @@ from tests.support.command import ROOT, Done, Supervise
 from tests.support.images import (
     Built,
     compressed,
+    device,
     file,
     folder,
     hardlink,
@@ -28,6 +29,7 @@ from tests.support.images import (
     symlink,
     whiteout,
 )
+from tests.support.nobody import NOBODY, nobody
 
 pytestmark = pytest.mark.kernel
 
@@ -236,3 +238,27 @@ def test_an_image_of_debian_is_what_tar_makes_of_it(image: Image, tmp_path: Path
     (tmp_path / "tree").mkdir()
     subprocess.run(["tar", "-xpf", tmp_path / "etc.tar", "-C", tmp_path / "tree"], check=True)
     assert described(Path(path["path"])) == described(tmp_path / "tree")
+
+
+def test_without_root_the_files_are_the_users(tmp_path: Path) -> None:
+    """What cannot be had is left out and counted."""
+    with nobody() as (run, home):
+        tree = layer(
+            folder("dev"), device("dev/null", 1, 3), file("a", b"a", 0o4755, uid=7, gid=8),
+            folder("locked", 0o555), file("locked/b", b"b"), whiteout("gone"),
+        )  # fmt: skip
+        Built([tree], architecture=HERE).layout(home / "oci")
+        subprocess.run(["chmod", "-R", "a+rX", str(home / "oci")], check=True)
+        pulled = run("image", "pull", "oci:./oci", "--quiet")
+        assert pulled.returncode == 0, pulled.stderr
+        known = json.loads(run("image", "inspect", "oci:./oci").stdout)
+        (unpacked,) = known["layers"]
+        top = Path(unpacked["path"])
+        assert top.is_relative_to(home)
+        assert unpacked["left_out"] >= 1
+        assert (top / "a").stat().st_uid == NOBODY
+        assert not (top / "dev/null").exists()
+        assert (top / "gone").stat().st_rdev == 0
+        removed = run("image", "remove", "oci:./oci")
+        assert (removed.returncode, removed.stdout) == (0, pulled.stdout)
+        assert not top.exists()
