@@ -210,7 +210,7 @@ class Launcher:
                 await process.wait()
 
     async def start(
-        self, request: Request, streams: Streams, kept: tuple[int, ...] = ()
+        self, request: Request, streams: Streams, kept: Sequence[int] = ()
     ) -> Container:
         """Have a container made.  Raises SpawnError: nothing was cloned.
 

@@ -27,6 +27,8 @@ from supervisor.model.job import (
 )
 from supervisor.model.limits import Limits
 
+MOST_HELD = 32
+"""Volumes of a job, and paths that are copied out: a descriptor is held for each."""
 _COMMANDS: tuple[Key, ...] = (("command",), ("script",))
 """They exclude each other: a job's own one drops the other one of the defaults."""
 
@@ -265,6 +267,9 @@ class _Together:
                 self.complain(key, 'a variable\'s name is not empty and has no "="')
 
     def targets(self) -> None:
+        for name in ("volumes", "copy_out"):
+            if len(self.values.get((name,), ())) > MOST_HELD:
+                self.complain((name,), f"there are more than {MOST_HELD}")
         places: dict[str, str] = {}
         for setting in ("mounts", "volumes", "tmpfs", "devices"):
             for mount in self.values.get((setting,), ()):

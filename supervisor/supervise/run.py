@@ -363,7 +363,9 @@ class Run:
         request = build.request(spec, self.id, self.cgroup.entry, facts, storage.layers)
         for taken in self.taken:
             taken.give(spec, facts, request.uid, request.gid)
-        kept = (shared.images.lease(spec.root),) if self.image is not None else ()
+        kept = [taken.lock for taken in self.taken]
+        if self.image is not None:
+            kept.append(shared.images.lease(spec.root))
         self.container = await shared.launcher.start(request, storage.streams, kept)
         storage.started()
         try:

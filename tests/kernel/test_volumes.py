@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.batch import PATIENCE, Batch
 from tests.support.command import State, Supervise
 from tests.support.containers import Ended, run_jobs
 
@@ -66,3 +67,17 @@ def test_they_are_listed_and_removed(supervise: Supervise, tmp_state: State):
     assert not (tmp_state.state / ".volumes/data").exists()
     assert supervise("volume", "remove", "other", *where).status == 0
     assert supervise("volume", "list", *where).stdout == ""
+
+
+def test_none_is_removed_while_a_job_has_it_even_when_its_supervisor_was_killed(batch: Batch):
+    remove = ("volume", "remove", "data", "--state-dir", str(batch.where.state))
+    jobs = "[jobs.job]\nscript = 'exec sleep 1000'\nvolumes = ['data:/v']\n"
+    with batch.start(jobs) as running:
+        running.wait_started("job")
+        assert batch.supervise(*remove).status == 1
+        running.process.kill()
+        running.process.wait(PATIENCE)
+        done = batch.supervise(*remove)
+        assert (done.status, "a job that runs has this volume" in done.stderr) == (1, True), done
+        batch.run("[jobs.other]\ncommand = ['true']")  # ends what was left
+        assert batch.supervise(*remove).status == 0
