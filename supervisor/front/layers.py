@@ -28,6 +28,7 @@ class Left:
 
     directory: Path
     spec: dict[str, Any]
+    image: dict[str, str] | None = None
 
     @property
     def upper(self) -> Path:
@@ -88,7 +89,7 @@ def _read(directory: Path) -> Left:
     path = directory / "spec.json"
     try:
         document = json.loads(path.read_text())
-        return Left(directory, dict(document["spec"]))
+        return Left(directory, dict(document["spec"]), document.get("image"))
     except OSError as error:
         raise KernelError("read", str(path), error.errno or 0) from error
     except (ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -16,6 +17,7 @@ from supervisor.container.host import has_user_attributes, on_overlay
 from supervisor.container.layers import Layers
 from supervisor.container.spawn import Streams
 from supervisor.errors import KernelError, SpawnError
+from supervisor.model.image import Image
 from supervisor.model.job import JobSpec
 from supervisor.record import exit_record
 from supervisor.record.runs import StateDir
@@ -34,12 +36,16 @@ class Storage:
         state: StateDir | None,
         scratch: Path | None,
         kept: StateDir | None = None,
+        image: Image | None = None,
     ) -> None:
         """`kept` is where a one-shot run has a directory, if its layer may stay."""
         self._spec = spec
         self._run = run
         self._state = state
         self._kept = kept
+        self._facts: dict[str, Any] = {"pid": os.getpid()}
+        if image is not None:
+            self._facts["image"] = {"name": image.name, "digest": image.digest}
         self._layer: Path | None = None
         self._logs: tuple[int, ...] = ()
         self._owned: list[int] = []
@@ -65,7 +71,7 @@ class Storage:
         if self._state is None:
             record = self._own(os.memfd_create("exit", os.MFD_CLOEXEC))
             return Streams(0, 1, 2, record)
-        self._state.make_run(self._run, self._spec, {"pid": os.getpid()})
+        self._state.make_run(self._run, self._spec, self._facts)
         create = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         out, err = (
             self._own(os.open(self._state.log(self._spec.name, self._run, stream), create, 0o600))
@@ -112,7 +118,7 @@ class Storage:
             return self._state.runs / self._run
         if self._kept is None:
             return scratch
-        self._kept.make_run(self._run, self._spec, {"pid": os.getpid()})
+        self._kept.make_run(self._run, self._spec, self._facts)
         return self._kept.runs / self._run
 
     def _layers(self, own: Path | None) -> Layers:
