@@ -202,6 +202,20 @@ def _diff(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(verb=_do_diff)
 
 
+def _commit(verb: argparse.ArgumentParser) -> None:
+    _run_of_before(verb)
+    verb.add_argument("name", metavar="NAME", help="what the image is called: NAME[:TAG]")
+    verb.add_argument(
+        "--store",
+        metavar="DIR",
+        type=Path,
+        help="of images (default: .images in the state directory)",
+    )
+    verb.add_argument("--message", metavar="TEXT", default="", help="for the image's history")
+    verb.epilog = "example:\n  supervise commit mx0lnjr9-install tools:1"
+    verb.set_defaults(verb=_do_commit)
+
+
 def _volume(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.volumes import configure
 
@@ -287,6 +301,21 @@ def _do_diff(args: argparse.Namespace) -> int:
     return 0
 
 
+def _do_commit(args: argparse.Namespace) -> int:
+    from supervisor.front import layers
+    from supervisor.front.committing import commit
+    from supervisor.front.settings import STORE
+    from supervisor.image.store import Store
+
+    left = layers.find(args.run, args.state_dir)
+    store = Store(args.store or (args.state_dir or layers.default_state_dir()) / STORE)
+    image, packed = commit(left, args.name, store, comment=args.message)
+    for path in packed.left_out:
+        print(f"supervise: left out, as no image has sockets: {path}", file=sys.stderr)
+    print(image.digest)
+    return 0
+
+
 def _do_init(args: argparse.Namespace) -> int:
     from supervisor.front import example
 
@@ -302,6 +331,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "doctor": ("try each namespace and each limit on this host", _doctor),
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
     "image": ("get images; list, inspect and remove those that are there", _image),
+    "commit": ("make an image of what a run has written on top of its own", _commit),
     "volume": ("list and remove the named volumes of a state directory", _volume),
     "init": ("print an example configuration", _init),
     "rootfs": ("build a minimal root from programs and what they need", _rootfs),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shlex
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from supervisor.errors import ImageError, KernelError, SupervisorError
@@ -36,8 +35,10 @@ def commit(left: Left, name: str, store: Store, *, comment: str = "") -> tuple[I
             with archive.open("wb") as out:
                 packed = pack(left.upper, out, upper=True, shift=_shift(left.spec))
         except OSError as error:
-            raise KernelError("pack", str(error.filename or left.upper), error.errno or 0) from error
-        layers = (*base.layers, NewLayer(archive, packed.diff_id))
+            raise KernelError(
+                "pack", str(error.filename or left.upper), error.errno or 0
+            ) from error
+        layers: list[NewLayer | str] = [*base.layers, NewLayer(archive, packed.diff_id)]
         image = add(store, config=_config(left, base, store, comment), layers=layers, name=name)
     return image, packed
 
@@ -78,8 +79,3 @@ def _config(left: Left, base: Record, store: Store, comment: str) -> dict[str, A
         "created": now,
         "history": [*history, line | ({"comment": comment} if comment else {})],
     }
-
-
-def store_of(state_dir: Path) -> Store:
-    """The store of a state directory."""
-    return Store(state_dir / ".images")

@@ -63,6 +63,11 @@ class Left:
         return frozenset(str(path) for one in found for path in (one, *one.parents))
 
 
+def default_state_dir() -> Path:
+    """Where instances keep their state unless told."""
+    return default_state(Context(Path.cwd()))
+
+
 def find(run: str, state_dir: Path | None = None) -> Left:
     """The run of this id, as "RUN" or "INSTANCE/RUN", or by its directory.
 
@@ -70,7 +75,7 @@ def find(run: str, state_dir: Path | None = None) -> Left:
     """
     if run.startswith(("/", "./", "../")):
         return _read(Path(run))
-    state_dir = state_dir or default_state(Context(Path.cwd()))
+    state_dir = state_dir or default_state_dir()
     instance, slash, name = run.rpartition("/")
     tops = [state_dir / instance] if slash else sorted(state_dir.glob("*"))
     found = [path for top in tops if (path := StateDir(top).runs / name).is_dir()]

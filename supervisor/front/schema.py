@@ -279,8 +279,8 @@ JOB = Table((
             '`"read-only"` for the host, else `"overlay"`', '"overlay"', "write"),
     Setting("keep", Kind('`"never"`, `"on-failure"` or `"always"` (true)', kinds.keep,
                          "never|on-failure|always", bare="always"),
-            "Whether the overlay's writes stay with the run's records: for `supervise diff`, "
-            "or for a look at what a failed job left.", '"never"',
+            "Whether the overlay's writes stay with the run's records: for `supervise diff` "
+            "and `supervise commit`, for a look at what a failed job left.", '"never"',
             '"on-failure"', "keep"),
     Setting("copy_out", Kind("array of absolute paths inside the job",
                              kinds.array(kinds.job_path, "an array of paths"), "PATH", many=True),

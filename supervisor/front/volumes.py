@@ -1,6 +1,6 @@
 """`supervise volume`: the named volumes of a state directory, listed and removed.
 
-May import: `errors`, `model`, `supervise.volumes`, `front.{kinds,lines,settings}`.
+May import: `errors`, `model`, `supervise.volumes`, `front.{layers,lines}`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,10 @@ def configure(verb: argparse.ArgumentParser) -> None:
 
 
 def _volumes(args: argparse.Namespace) -> Volumes:
-    from supervisor.front.kinds import Context
-    from supervisor.front.settings import default_state
+    from supervisor.front.layers import default_state_dir
     from supervisor.supervise.volumes import Volumes
 
-    return Volumes(args.state_dir or default_state(Context(Path.cwd())))
+    return Volumes(args.state_dir or default_state_dir())
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -187,9 +187,7 @@ class Run:
     @asynccontextmanager
     async def _storage(self) -> AsyncIterator[Storage]:
         shared = self.shared
-        storage = Storage(
-            self.spec, self.id, shared.state, shared.scratch, shared.kept, self.image
-        )
+        storage = Storage(self.spec, self.id, shared.state, shared.scratch, shared.kept, self.image)
         try:
             yield storage
         finally:
