@@ -189,10 +189,10 @@ def _doctor(verb: argparse.ArgumentParser) -> None:
 
 
 def _run_of_before(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.layers import place_flags
+
     verb.add_argument("run", metavar="RUN", help="its id, INSTANCE/ID, or its directory")
-    verb.add_argument(
-        "--state-dir", metavar="DIR", type=Path, help="where to look (default: as of a file)"
-    )
+    place_flags(verb)
 
 
 def _diff(verb: argparse.ArgumentParser) -> None:
@@ -205,12 +205,6 @@ def _diff(verb: argparse.ArgumentParser) -> None:
 def _commit(verb: argparse.ArgumentParser) -> None:
     _run_of_before(verb)
     verb.add_argument("name", metavar="NAME", help="what the image is called: NAME[:TAG]")
-    verb.add_argument(
-        "--store",
-        metavar="DIR",
-        type=Path,
-        help="of images (default: .images in the state directory)",
-    )
     verb.add_argument("--message", metavar="TEXT", default="", help="for the image's history")
     verb.epilog = "example:\n  supervise commit mx0lnjr9-install tools:1"
     verb.set_defaults(verb=_do_commit)
@@ -295,7 +289,7 @@ def _do_diff(args: argparse.Namespace) -> int:
     from supervisor.front import layers
     from supervisor.front.lines import clean
 
-    left = layers.find(args.run, args.state_dir)
+    left = layers.find(args.run, layers.state_dir(args))
     for change in layers.diff(left):
         print(json.dumps(asdict(change)) if args.json else f"{change.kind} {clean(change.path)}")
     return 0
@@ -304,12 +298,10 @@ def _do_diff(args: argparse.Namespace) -> int:
 def _do_commit(args: argparse.Namespace) -> int:
     from supervisor.front import layers
     from supervisor.front.committing import commit
-    from supervisor.front.settings import STORE
-    from supervisor.image.store import Store
+    from supervisor.front.images import Place
 
-    left = layers.find(args.run, args.state_dir)
-    store = Store(args.store or (args.state_dir or layers.default_state_dir()) / STORE)
-    image, packed = commit(left, args.name, store, comment=args.message)
+    left = layers.find(args.run, layers.state_dir(args))
+    image, packed = commit(left, args.name, Place.of(args).store, comment=args.message)
     for path in packed.left_out:
         print(f"supervise: left out, as no image has sockets: {path}", file=sys.stderr)
     print(image.digest)

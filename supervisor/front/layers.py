@@ -1,10 +1,11 @@
 """`supervise diff` and what else looks at the layer that a run left (`keep`).
 
-May import: `errors`, `model`, `record`, `image`, `front.{kinds,settings}`.
+May import: `errors`, `model`, `record`, `image`, `front.{config,kinds,settings}`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,19 +64,30 @@ class Left:
         return frozenset(str(path) for one in found for path in (one, *one.parents))
 
 
-def default_state_dir() -> Path:
-    """Where instances keep their state unless told."""
+def place_flags(verb: argparse.ArgumentParser) -> None:
+    """Where a verb that needs no instance looks."""
+    verb.add_argument("--config", metavar="FILE", type=Path, help="with its state_dir")
+    verb.add_argument("--state-dir", metavar="DIR", type=Path, help="(default: as of a file)")
+
+
+def state_dir(args: argparse.Namespace) -> Path:
+    """By these flags; raises ConfigError."""
+    if args.state_dir is not None:
+        return Path(args.state_dir)
+    if args.config is not None:
+        from supervisor.front import config
+
+        return config.load(args.config).supervisor.state_dir
     return default_state(Context(Path.cwd()))
 
 
-def find(run: str, state_dir: Path | None = None) -> Left:
+def find(run: str, state_dir: Path) -> Left:
     """The run of this id, as "RUN" or "INSTANCE/RUN", or by its directory.
 
     Raises SupervisorError: there is none, or more than one.
     """
     if run.startswith(("/", "./", "../")):
         return _read(Path(run))
-    state_dir = state_dir or default_state_dir()
     instance, slash, name = run.rpartition("/")
     tops = [state_dir / instance] if slash else sorted(state_dir.glob("*"))
     found = [path for top in tops if (path := StateDir(top).runs / name).is_dir()]

@@ -27,6 +27,8 @@ examples:
 
 def configure(verb: argparse.ArgumentParser) -> None:
     """The verb's own verbs."""
+    from supervisor.front.layers import place_flags
+
     verb.epilog = EPILOG
     verbs = verb.add_subparsers(metavar="VERB", required=True)
     listing = verbs.add_parser("list", help="each volume: its name, size, whether it is in use")
@@ -36,15 +38,14 @@ def configure(verb: argparse.ArgumentParser) -> None:
     removal.add_argument("names", metavar="NAME", nargs="+", help="a volume that no job has now")
     removal.set_defaults(verb=_remove)
     for one in (listing, removal):
-        text = "where they are (default: as of a file)"
-        one.add_argument("--state-dir", metavar="DIR", type=Path, help=text)
+        place_flags(one)
 
 
 def _volumes(args: argparse.Namespace) -> Volumes:
-    from supervisor.front.layers import default_state_dir
+    from supervisor.front.layers import state_dir
     from supervisor.supervise.volumes import Volumes
 
-    return Volumes(args.state_dir or default_state_dir())
+    return Volumes(state_dir(args))
 
 
 def _list(args: argparse.Namespace) -> int:
