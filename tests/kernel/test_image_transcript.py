@@ -76,7 +76,7 @@ def alike(line: str) -> str:
     line = re.sub(r"sha256:[0-9a-f]+", "DIGEST", line)
     line = re.sub(r"\b[0-9a-f]{12}\b", "BLOB", line)
     line = re.sub(r"\d[\d.]*[BKMG]\b", "SIZE", line)
-    line = re.sub(r"[\d.]+s ago", "AGO", line)
+    line = re.sub(r"[\d.]+s ago|after [\d.]+s", "AGO", line)
     return re.sub(r" +", " ", re.sub(r"oci:/\S*/debian", "oci:debian", line)).strip()
 
 
