@@ -122,7 +122,8 @@ def examine(settings: Settings, specs: Sequence[JobSpec]) -> CgroupManager:
     """
     manager = detect(settings.name, settings.cgroup_parent)
     preflight.check(manager, specs, settings.on_missing)
-    runs = settings.state.runs if settings.state else settings.scratch
+    stays = settings.state or settings.kept
+    runs = stays.runs if stays else settings.scratch
     preflight.check_disks(specs, runs)
     return manager
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from supervisor.container.host import on_overlay
 from tests.support.batch import Batch
 from tests.support.command import State, Supervise
 from tests.support.containers import (
@@ -249,6 +253,27 @@ def test_what_is_in_the_layer_can_be_kept(tmp_state: State) -> None:
     hole = (upper / "var/tmp/hole").stat()
     assert hole.st_size == 1 << 30 and hole.st_blocks * 512 < MIB
     assert not (run / "work").exists()
+
+
+def test_a_run_keeps_it_too(supervise: Supervise, tmp_path: Path) -> None:
+    if on_overlay("/var/lib"):
+        pytest.skip("layers are in memory here, and cannot be kept")
+    record = tmp_path / "r.json"
+    done = supervise(
+        "run", "--write", "overlay", "--disk", "8M", "--disk-by", "loop", "--keep", "always",
+        "--record", record, "--", "sh", "-c", "echo here >/var/tmp/f",
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    told = json.loads(record.read_text())
+    assert told["disk"]["by"] == "loop"
+    try:
+        changed = supervise("diff", told["run"])
+        assert "A /var/tmp/f" in changed.stdout, changed.stderr
+    finally:
+        shutil.rmtree(Path("/var/lib/supervise/.run/runs", told["run"]))
+        with suppress(OSError):
+            os.rmdir("/var/lib/supervise/.run/runs")
+            os.rmdir("/var/lib/supervise/.run")
 
 
 def settle(before: set[str]) -> None:
