@@ -248,7 +248,7 @@ def _do_run(args: argparse.Namespace) -> int:
 
 
 def _do_check(args: argparse.Namespace) -> int:
-    from supervisor.front import config
+    from supervisor.front import config, imaging
     from supervisor.front.profiles import check_profiles
     from supervisor.front.risks import risks
     from supervisor.policy import registry
@@ -260,6 +260,8 @@ def _do_check(args: argparse.Namespace) -> int:
         print(config.show(found), end="")
     else:
         print(f"{args.config}: {len(found.jobs)} jobs, no problem found")
+    for line in imaging.told(found):
+        print(f"# {line}" if args.show else line)
     for line in risks(found.jobs, privileged=os.geteuid() == 0):
         print(f"supervise: risk: {line}", file=sys.stderr)
     return 0

@@ -140,7 +140,7 @@ def decision(entry: Entry) -> str:
 
 SAYS: dict[str, Callable[[Entry], str]] = {
     "image_wanted": lambda e: f"waits for its image {e['image']}",
-    "image_ready": lambda e: f"has its image {e['image']}, {e['digest'][:19]}",
+    "image_ready": lambda e: f"image {e['image']} is there: {e['digest'][:19]}",
     "job_started": lambda e: f"started (pid {e['pid']})",
     "memory_limit": lambda e: (
         f"reached its memory limit of {size(e['limit'])}" + (", held" if e["held"] else "")

@@ -15,6 +15,7 @@ import trio
 from attrs import evolve
 
 from supervisor.errors import KernelError
+from supervisor.front import imaging
 from supervisor.front.config import Config, config_from_flags
 from supervisor.front.flags import where
 from supervisor.front.lines import Entry, Printer, line_of
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
             scratch=scratch,
             kept=kept,
             state_dir=own.state_dir,
+            images=imaging.shown(imaging.source(config), sys.stderr),
         )
         told = Printer(sys.stderr, _line)
         try:

@@ -22,8 +22,10 @@ from supervisor.cgroup.detect import detect
 from supervisor.container import build, devices, disk, hiding, host, idmaps, network, pasta
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.layers import Layers
-from supervisor.errors import ConfigError, KernelError, LimitError, SpawnError
+from supervisor.errors import ConfigError, ImageError, KernelError, LimitError, SpawnError
 from supervisor.front import config as configuration
+from supervisor.front import imaging
+from supervisor.front.lines import clean
 from supervisor.front.up import settings_of
 from supervisor.linux import caps
 from supervisor.linux import pasta as programs
@@ -65,6 +67,11 @@ def plan(path: Path, wanted: str | None) -> Iterator[str]:
     for job in jobs:
         yield ""
         yield f"{job.name}:"
+        try:
+            job = imaging.resolved(config, job)
+        except ImageError as error:
+            yield f"# lacking: {clean(str(error))}"
+            continue
         yield from (line if line.startswith("#") else f"  {line}" for line in planner.job(job))
 
 

@@ -17,7 +17,7 @@ import trio
 
 from supervisor import __version__
 from supervisor.front import config as configuration
-from supervisor.front import journal, lines, live, notify, summary
+from supervisor.front import imaging, journal, lines, live, notify, summary
 from supervisor.front.config import Config
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy
@@ -138,4 +138,5 @@ def settings_of(config: Config) -> Settings:
         on_missing=own.on_missing,
         cgroup_parent=own.cgroup_parent,
         pool=own.pool,
+        images=imaging.source(config),
     )

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 from attrs import define, evolve, field
@@ -23,6 +24,11 @@ from supervisor.image.progress import Listener, Progress
 from supervisor.image.reference import Reference
 from supervisor.model.image import Image
 from supervisor.model.job import JobSpec
+
+if TYPE_CHECKING:  # heavy, and of no use to jobs without an image
+    from supervisor.image.acquire import OpenRemote
+    from supervisor.image.install import Choice
+    from supervisor.image.store import Store
 
 
 class Lease(Protocol):
@@ -54,23 +60,45 @@ class _Getting:
     steps: dict[str, Progress] = field(factory=dict)
 
 
-class Images:
-    """Those of one instance.  `told` hears how far each has come, from any thread."""
+class FromStore:
+    """The store of images, and whatever a reference says that it may be filled from."""
 
-    def __init__(self, source: Source | None, nursery: trio.Nursery, told: Listener) -> None:
+    def __init__(self, store: Store, choice: Choice, remote: OpenRemote | None) -> None:
+        self._store = store
+        self._choice = choice
+        self._remote = remote
+
+    async def acquire(self, wanted: Reference, told: Listener) -> Image:
+        from supervisor.image import acquire
+
+        return await acquire.acquire(
+            self._store, wanted, choice=self._choice, progress=told, remote=self._remote
+        )
+
+    def lease(self, image: Image) -> Lease:
+        return self._store.lease(image)
+
+
+class Images:
+    """Those of one instance; `source` None: it can have none."""
+
+    def __init__(
+        self, source: Source | None, nursery: trio.Nursery, emit: Callable[..., None]
+    ) -> None:
         self._source = source
         self._nursery = nursery
-        self._told = told
+        self._emit = emit
         self._ready: dict[str, tuple[Image, Lease]] = {}
         self._getting: dict[str, _Getting] = {}
 
-    async def get(self, root: str) -> Image:
-        """The image that `root` names.  Raises SupervisorError."""
+    async def get(self, root: str, job: str) -> Image:
+        """The image that `root` names, which `job` wants.  Raises SupervisorError."""
         if root in self._ready:
             return self._ready[root][0]
         getting = self._getting.get(root)
         if getting is None:
             getting = self._getting[root] = _Getting()
+            self._emit("image_wanted", job=job, image=root)
             self._nursery.start_soon(self._get, root, getting)
         getting.waiting += 1
         try:
@@ -88,12 +116,15 @@ class Images:
     async def _get(self, root: str, getting: _Getting) -> None:
         def hear(step: Progress) -> None:
             getting.steps[step.digest] = step
-            self._told(step)
 
         with getting.scope:
             try:
                 self._ready[root] = await self._held(root, hear)
-                getting.image = self._ready[root][0]
+                getting.image = image = self._ready[root][0]
+                self._emit(
+                    "image_ready", image=image.name, digest=image.digest,
+                    layers=len(image.layers), platform=image.platform,
+                )  # fmt: skip
             except SupervisorError as error:
                 getting.error = error
             except OSError as error:
@@ -115,9 +146,6 @@ class Images:
                 if last:
                     raise
         raise AssertionError("the last attempt returns or raises")
-
-    def is_ready(self, root: str) -> bool:
-        return root in self._ready
 
     def lease(self, root: str) -> int:
         """The descriptor that holds the image acquired for `root`."""

@@ -25,7 +25,6 @@ from supervisor.container import hiding
 from supervisor.container.host import Host
 from supervisor.container.spawn import open_launcher, sealed
 from supervisor.errors import KernelError, SupervisorError
-from supervisor.image.progress import Listener, silent
 from supervisor.linux import syscalls
 from supervisor.model.job import JobSpec
 from supervisor.model.record import Reason, RunRecord
@@ -58,7 +57,7 @@ class Settings:
     `kept` for one that stays.  `state_dir` has what instances share: named volumes.
 
     `pool`: the bridge's addresses, None for a network that is free.  `images`: where those of the
-    jobs come from, `told` hears how far each is.
+    jobs come from.
     """
 
     name: str
@@ -72,7 +71,6 @@ class Settings:
     state_dir: Path | None = None
     pool: str | None = None
     images: Source | None = None
-    told: Listener = silent
 
 
 class Instance:
@@ -178,7 +176,7 @@ async def open_instance(
             network = Pasta(place, nursery, reaper.spawn, log.emit)
         await network.sweep()
         stack.push_async_callback(network.close)
-        images = Images(settings.images, nursery, settings.told)
+        images = Images(settings.images, nursery, log.emit)
         stack.callback(images.close)
         stops: list[Callable[[str], None]] = []
         shared = Shared(

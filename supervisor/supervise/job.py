@@ -136,12 +136,10 @@ class Job:
 
     async def _have_image(self) -> SupervisorError | None:
         """Acquire its image, the first time, and become what that says; why it cannot be had."""
-        spec, images = self.spec, self.shared.images
+        spec = self.spec
         if not spec.in_image or self.image is not None:
             return None
         self._waits_for = f"image {spec.root}"
-        if not images.is_ready(spec.root):
-            self.shared.log.emit("image_wanted", job=spec.name, image=spec.root)
         try:
             await self._wait(self._get_image)
         except SupervisorError as error:
@@ -152,15 +150,8 @@ class Job:
         return None
 
     async def _get_image(self) -> None:
-        root = self.spec.root
-        fresh = not self.shared.images.is_ready(root)
-        image = await self.shared.images.get(root)
+        image = await self.shared.images.get(self.spec.root, self.spec.name)
         self.spec, self.image = applied(self.spec, image), image
-        if fresh:
-            self.shared.log.emit(
-                "image_ready", job=self.spec.name, image=image.name, digest=image.digest,
-                layers=len(image.layers), platform=image.platform,
-            )  # fmt: skip
 
     async def _refused(self, attempt: int, error: SupervisorError) -> RunRecord:
         self._enter(State.STARTING)
