@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -33,13 +34,15 @@ def source(config: Config) -> FromStore | None:
     """For the jobs of a configuration; None where none of them has an image."""
     if not any(job.in_image for job in config.jobs):
         return None
+    from supervisor.image import remote
     from supervisor.image.install import Choice
     from supervisor.image.unpack import Bounds
 
     wanted = config.images
     limits = wanted.limits
     bounds = Bounds(bytes=limits.bytes, entries=limits.entries, seconds=limits.seconds)
-    return FromStore(_store(config), Choice(wanted.platform, bounds), None)
+    registries = partial(remote.opener, wanted.registries)
+    return FromStore(_store(config), Choice(wanted.platform, bounds), registries)
 
 
 def shown(source: FromStore | None, stream: TextIO) -> FromStore | _Shown | None:

@@ -63,7 +63,9 @@ class _Getting:
 class FromStore:
     """The store of images, and whatever a reference says that it may be filled from."""
 
-    def __init__(self, store: Store, choice: Choice, remote: OpenRemote | None) -> None:
+    def __init__(
+        self, store: Store, choice: Choice, remote: Callable[[Listener], OpenRemote]
+    ) -> None:
         self._store = store
         self._choice = choice
         self._remote = remote
@@ -72,7 +74,11 @@ class FromStore:
         from supervisor.image import acquire
 
         return await acquire.acquire(
-            self._store, wanted, choice=self._choice, progress=told, remote=self._remote
+            self._store,
+            wanted,
+            choice=self._choice,
+            progress=told,
+            remote=self._remote(told),
         )
 
     def lease(self, image: Image) -> Lease:
