@@ -33,3 +33,17 @@ def test_ratios_are_to_the_first_contender() -> None:
     blocks = {("a", 1): [slow], ("a", 8): [slow], ("b", 1): [quick], ("b", 8): [quick]}
     last = table(["a", "b"], blocks).splitlines()[-1].split()
     assert last == ["b", "50.00", "(0.50)", "20.00", "(2.00)", "20.00", "(2.00)", "20.00", "(0.25)"]
+
+
+@pytest.mark.kernel
+def test_starts_in_an_image_are_compared_with_a_directory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.image_start", "--rounds", "1", "--jobs", "2"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert [" ".join(row[:-3]) for row in rows] == [
+        "overlay", "overlay userns", "read-only", "read-only userns",
+    ]  # fmt: skip
+    assert all(float(number) > 0 for row in rows for number in row[-3:])
