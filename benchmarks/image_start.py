@@ -62,7 +62,7 @@ async def measure(work: Path, busybox: Path, options: argparse.Namespace) -> lis
     async with ours.opened(plain, work / "scratch") as bench:
         for write in ("overlay", "read-only"):
             for name, space in SPACES.items():
-                spec = evolve(bench.spec, write=write, user_namespace=space)  # type: ignore[arg-type]
+                spec = evolve(bench.spec, write=write, user_namespace=space)
                 image = evolve(spec, root="image", layers=layers)
                 rows = await _compare(bench, spec, image, options)
                 ratio = median(after / before for before, after in rows)
