@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -156,17 +158,17 @@ async def test_an_oom_in_the_first_moment(watcher: Watcher, job: JobCgroup) -> N
 
 
 async def test_reading_more_than_the_limit_is_no_memory_limit(
-    watcher: Watcher, job: JobCgroup, tmp_path: os.PathLike[str]
+    watcher: Watcher, job: JobCgroup, tmp_path: Path
 ) -> None:
-    big = os.path.join(tmp_path, "big")
-    with open(big, "wb") as file:  # noqa: PTH123
-        file.truncate(64 * MIB)
     job.apply(Limits(memory=16 * MIB))
     subscription = watcher.subscribe(job, Limits(memory=16 * MIB), held=False)
     # a tmpfs has no page cache for a hole: programs nobody has read yet do it there
     more = [path for path in glob.glob("/usr/bin/*") if os.path.getsize(path) > 4 * MIB][:12]
-    process = start(job, "/bin/sh", "-c", 'cat "$@" > /dev/null', "sh", big, big, *more)
-    assert await trio.to_thread.run_sync(end, process) == 0
+    with tempfile.NamedTemporaryFile(dir=host.on_disk(tmp_path)) as file:
+        file.truncate(64 * MIB)
+        big = file.name
+        process = start(job, "/bin/sh", "-c", 'cat "$@" > /dev/null', "sh", big, big, *more)
+        assert await trio.to_thread.run_sync(end, process) == 0
     assert job.counters().limit_hits > 0
     subscription.recheck()
     kinds = {type(event) for event in waiting(subscription)}

@@ -96,17 +96,28 @@ def lacks_full_kernel() -> str:
     return "User-Mode Linux lacks it" if os.environ.get("SUPERVISE_VM") == "uml" else ""
 
 
-def disk_directory(*tried: Path) -> Path:
-    """The first of these, or else of the usual places, that lies on a block device.
+DISK_PLACES = (Path("/var/tmp"), Path(__file__).parent, Path.home())
 
-    Skips the test where none does: tmpfs and overlayfs have no device that could be limited.
-    """
-    places = (*tried, Path("/var/tmp"), Path(__file__).parent, Path.home())
-    for place in places:
+
+def on_disk(*tried: Path) -> Path | None:
+    """The first of these, or else of DISK_PLACES, that lies on a block device."""
+    for place in (*tried, *DISK_PLACES):
         number = os.stat(place).st_dev
         if Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").exists():
             return place
-    pytest.skip(f"none of {', '.join(map(str, places))} is on a block device")
+    return None
+
+
+def disk_directory(*tried: Path) -> Path:
+    """The same; skips the test where there is none.
+
+    tmpfs and overlayfs have no device that could be limited.
+    """
+    found = on_disk(*tried)
+    if found is None:
+        places = ", ".join(map(str, (*tried, *DISK_PLACES)))
+        pytest.skip(f"none of {places} is on a block device")
+    return found
 
 
 def in_guest() -> bool:
