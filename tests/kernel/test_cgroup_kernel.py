@@ -20,7 +20,6 @@ from supervisor.cgroup.api import JobCgroup
 from supervisor.cgroup.manager import Manager
 from supervisor.errors import KernelError, LimitError
 from supervisor.model.limits import IoLimit, Limits
-from tests.support import cgroups
 from tests.support.cgroups import end, line, noted, python, start
 
 pytestmark = pytest.mark.kernel
@@ -30,12 +29,6 @@ ALLOCATE = (
     "b = []\nfor i in range({mib}):\n    b.append(bytes([1]) * 1048576)\nprint('done', flush=True)"
 )
 WAIT = "import signal; print('ready', flush=True); signal.pause()"
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[str]:
-    with cgroups.session_parent() as name:
-        yield name
 
 
 @pytest.fixture(params=["found", pytest.param("v1 alone", marks=pytest.mark.v1)])

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor.cgroup import delegate, files
-from tests.support import cgroups
 from tests.support.cgroup_scope import Scope, gone, scope, supervisor
 from tests.support.cgroups import end, line
 from tests.support.command import State
@@ -19,19 +18,6 @@ from tests.support.containers import within
 pytestmark = [pytest.mark.kernel, pytest.mark.v2]
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[str]:
-    with cgroups.session_parent() as name:
-        yield name
-
-
-@pytest.fixture
-def here(parent: str) -> Iterator[Scope]:
-    """As a unit with Delegate=yes."""
-    with scope(parent, delegated=True) as one:
-        yield one
 
 
 @pytest.fixture

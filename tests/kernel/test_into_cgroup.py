@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -15,8 +15,7 @@ from supervisor.cgroup.manager import Manager
 from supervisor.errors import KernelError
 from supervisor.linux import proc, syscalls
 from supervisor.model.limits import Limits
-from tests.support import cgroups
-from tests.support.cgroup_scope import Scope, scope
+from tests.support.cgroup_scope import Scope
 from tests.support.cgroups import line
 from tests.support.command import Supervise
 from tests.support.containers import background
@@ -25,18 +24,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.v2]
 
 MIB = 1 << 20
 NOBODY = 65534
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[str]:
-    with cgroups.session_parent() as name:
-        yield name
-
-
-@pytest.fixture
-def here(parent: str) -> Iterator[Scope]:
-    with scope(parent, delegated=True) as one:
-        yield one
 
 
 def apart(act: Callable[[], None]) -> str:

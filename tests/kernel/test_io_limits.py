@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.cgroup import detect
 from supervisor.cgroup.api import JobCgroup
 from supervisor.cgroup.manager import Manager
 from supervisor.model.limits import IoLimit, Limits
@@ -49,20 +48,10 @@ print(time.monotonic() - began, flush=True)
 """
 
 
-@pytest.fixture(scope="module")
-def parent() -> Iterator[str]:
-    with cgroups.session_parent() as name:
-        yield name
-
-
 @pytest.fixture
 def manager(parent: str) -> Iterator[Manager]:
-    one = Manager("disk", detect.find(parent))
-    yield one
-    one.remove_leftovers()
-    for name in list(one._mine):
-        one.tree(name).remove()
-    one.close()
+    with cgroups.managed("disk", parent) as one:
+        yield one
 
 
 @pytest.fixture

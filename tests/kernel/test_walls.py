@@ -25,6 +25,7 @@ from tests.support.containers import (
     within,
     write_config,
 )
+from tests.support.system_calls import NUMBERS
 
 pytestmark = pytest.mark.kernel
 
@@ -42,44 +43,13 @@ def look(tmp_state: State) -> Run:
     return run
 
 
-def attempt(calls: list[list[Any]]) -> dict[str, int]:
+def attempt(numbers: dict[str, int], calls: list[list[Any]]) -> dict[str, int]:
     """Make each call [name, arguments…] as the process is; the errno of each, 0 for success.
 
-    An argument is a number, or a text: a C string.
+    An argument is a number, or a text: a C string.  `numbers` has those of the names.
     """
     import ctypes
-    import platform
 
-    x86 = {
-        "keyctl": 250, "add_key": 248, "request_key": 249, "bpf": 321, "perf_event_open": 298,
-        "userfaultfd": 323, "kexec_load": 246, "kexec_file_load": 320, "init_module": 175,
-        "finit_module": 313, "delete_module": 176, "mount": 165, "umount2": 166, "setns": 308,
-        "unshare": 272, "clone": 56, "ioctl": 16, "swapon": 167, "swapoff": 168, "reboot": 169,
-        "pivot_root": 155, "acct": 163, "settimeofday": 164, "clock_settime": 227,
-        "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "open_by_handle_at": 304,
-        "quotactl": 179, "syslog": 103, "iopl": 172, "vhangup": 153, "lookup_dcookie": 212,
-        "move_pages": 279, "migrate_pages": 256, "fanotify_init": 300, "personality": 135,
-        "socket": 41, "sethostname": 170, "setdomainname": 171, "ptrace": 101, "getpid": 39,
-        "uselib": 134, "ustat": 136, "sysfs": 139, "nfsservctl": 180, "name_to_handle_at": 303,
-    }  # fmt: skip
-    generic = {
-        "keyctl": 219, "add_key": 217, "request_key": 218, "bpf": 280, "perf_event_open": 241,
-        "userfaultfd": 282, "kexec_load": 104, "kexec_file_load": 294, "init_module": 105,
-        "finit_module": 273, "delete_module": 106, "mount": 40, "umount2": 39, "setns": 268,
-        "unshare": 97, "clone": 220, "ioctl": 29, "swapon": 224, "swapoff": 225, "reboot": 142,
-        "pivot_root": 41, "acct": 89, "settimeofday": 170, "clock_settime": 112,
-        "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272, "open_by_handle_at": 265,
-        "quotactl": 60, "syslog": 116, "vhangup": 58, "lookup_dcookie": 18, "move_pages": 239,
-        "migrate_pages": 238, "fanotify_init": 262, "personality": 92, "socket": 198,
-        "sethostname": 161, "setdomainname": 162, "ptrace": 117, "getpid": 172,
-        "nfsservctl": 42, "name_to_handle_at": 264,
-    }  # fmt: skip
-    both = {
-        "clone3": 435, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsmount": 432,
-        "fspick": 433, "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443,
-        "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "unknown": 4000,
-    }  # fmt: skip
-    numbers = both | (x86 if platform.machine() == "x86_64" else generic)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     found = {}
@@ -139,18 +109,18 @@ ALLOWED: list[list[Any]] = [
 
 
 def test_the_default_profile_call_by_call(look: Run) -> None:
-    told = look(attempt, FORBIDDEN).told
+    told = look(attempt, NUMBERS, FORBIDDEN).told
     assert {call: number for call, number in told.items() if number != errno.EPERM} == {}
-    told = look(attempt, MISSING).told
+    told = look(attempt, NUMBERS, MISSING).told
     assert {call: number for call, number in told.items() if number != errno.ENOSYS} == {}
-    told = look(attempt, ALLOWED).told
+    told = look(attempt, NUMBERS, ALLOWED).told
     assert {c: n for c, n in told.items() if n in (errno.EPERM, errno.ENOSYS)} == {
         "ptrace 16 1 0 0": errno.EPERM  # the kernel's word about the init, not the filter's
     } or "ptrace 16 1 0 0" not in told
 
 
 def test_unconfined_leaves_it_to_the_kernel(look: Run) -> None:
-    told = look(attempt, FORBIDDEN + MISSING, seccomp="unconfined").told
+    told = look(attempt, NUMBERS, FORBIDDEN + MISSING, seccomp="unconfined").told
     assert told["keyctl 0 -3 0"] == 0
     assert told["unshare 0"] == 0
     assert told["socket 38 5 0"] != errno.ENOSYS
@@ -159,7 +129,8 @@ def test_unconfined_leaves_it_to_the_kernel(look: Run) -> None:
 
 def test_a_job_with_sys_admin_may_mount(look: Run) -> None:
     told = look(
-        attempt, [["unshare", 0x20000], ["mount", "x", "/tmp", "tmpfs", 0, 0], ["bpf", 0, BAD, 0]],
+        attempt, NUMBERS,
+        [["unshare", 0x20000], ["mount", "x", "/tmp", "tmpfs", 0, 0], ["bpf", 0, BAD, 0]],
         capabilities={"add": ["CAP_SYS_ADMIN"]},
     ).told  # fmt: skip
     assert told["unshare 131072"] == 0
@@ -183,7 +154,7 @@ def test_a_profile_of_docker_s_form(look: Run, tmp_path: Path) -> None:
         )
     )  # fmt: skip
     calls = [["getpid"], ["unshare", 0], ["unshare", 0x400], ["keyctl", 0, -3, 0]]
-    told = look(attempt, calls, seccomp=str(profile)).told
+    told = look(attempt, NUMBERS, calls, seccomp=str(profile)).told
     assert told == {
         "getpid": errno.EXFULL, "unshare 0": errno.EPERM, "unshare 1024": 0, "keyctl 0 -3 0": 0,
     }  # fmt: skip
@@ -329,14 +300,12 @@ def test_the_oom_score_in_a_user_namespace(tmp_state: State) -> None:
 
 
 def test_two_jobs_share_no_session_keyring(tmp_state: State) -> None:
-    def serial() -> int:
+    def serial(number: int) -> int:
         import ctypes
-        import platform
 
-        number = 250 if platform.machine() == "x86_64" else 219
         return int(ctypes.CDLL(None).syscall(number, 0, -3, 0))  # KEYCTL_GET_KEYRING_ID
 
-    job = {"command": python(serial), "seccomp": "unconfined", "timeout": "30s"}
+    job = {"command": python(serial, NUMBERS["keyctl"]), "seccomp": "unconfined", "timeout": "30s"}
     found = run_jobs(tmp_state, {"one": job, "two": job})
     assert found["one"].told != found["two"].told
 

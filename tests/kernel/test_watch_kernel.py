@@ -13,7 +13,6 @@ import pytest
 import trio
 import trio.testing
 
-from supervisor.cgroup import detect
 from supervisor.cgroup.api import JobCgroup
 from supervisor.cgroup.manager import Manager
 from supervisor.model.event import (
@@ -54,18 +53,10 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def parent() -> Iterator[str]:
-    with cgroups.session_parent() as name:
-        yield name
-
-
 @pytest.fixture
 def manager(parent: str) -> Iterator[Manager]:
-    one = Manager("watched", detect.find(parent))
-    yield one
-    one.remove_leftovers()
-    one.close()
+    with cgroups.managed("watched", parent) as one:
+        yield one
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from supervisor.cgroup import delegate, detect, files
 from supervisor.cgroup.api import JobCgroup
+from supervisor.cgroup.manager import Manager
 from supervisor.cgroup.v1 import Cpuset
 
 _NUMBERS = count()
@@ -52,6 +53,19 @@ def session_parent() -> Iterator[str]:
                 files.remove(below)
         for step in steps:
             step.undo()
+
+
+@contextmanager
+def managed(instance: str, parent: str) -> Iterator[Manager]:
+    """The manager of an instance below `parent`; whatever it holds is removed at the end."""
+    one = Manager(instance, detect.find(parent))
+    try:
+        yield one
+    finally:
+        one.remove_leftovers()
+        for name in list(one._mine):
+            one.tree(name).remove()
+        one.close()
 
 
 @contextmanager
