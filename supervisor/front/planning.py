@@ -36,9 +36,9 @@ from supervisor.policy.engine import Engine
 from supervisor.record.runs import StateDir, safe_name
 from supervisor.supervise import idranges, storage
 from supervisor.supervise.actions import lifted
+from supervisor.supervise.confine import refusals
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.instance import Settings
-from supervisor.supervise.run import refusals
 from supervisor.supervise.volumes import Volumes
 
 

@@ -6,61 +6,46 @@ on is gathered in `ending`, what a decision does in `actions`.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
 import trio
 from attrs import evolve
 
-from supervisor.cgroup.api import JobCgroup, Missing, PressureSource
-from supervisor.container import build, devices, idmaps
+from supervisor.cgroup.api import JobCgroup
+from supervisor.container import build, idmaps
 from supervisor.container.spawn import Container
-from supervisor.errors import KernelError, LimitError, SupervisorError
+from supervisor.errors import KernelError, SupervisorError
 from supervisor.model.action import Retry
 from supervisor.model.event import (
     Event,
     Exited,
     MemoryLimit,
     OomKill,
-    Pressure,
     Started,
-    Tick,
-    Timeout,
 )
 from supervisor.model.image import Image
 from supervisor.model.job import JobSpec, UserNamespace
 from supervisor.model.limits import Limits
-from supervisor.model.record import LimitChange, Reason, RunRecord, iso
+from supervisor.model.record import LimitChange, Reason, RunRecord
 from supervisor.model.state import State
 from supervisor.model.units import size_text
 from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
-from supervisor.supervise import actions, collect, disk, ending, idranges, stopping
+from supervisor.supervise import actions, collect, disk, ending, idranges, stopping, timers
+from supervisor.supervise.confine import confined
 from supervisor.supervise.output import Output
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Connection, Shared
 from supervisor.supervise.storage import Storage
 from supervisor.supervise.volumes import Taken
-from supervisor.watch.pressure import Gauge, is_gone
+from supervisor.watch.pressure import Gauge
 from supervisor.watch.subscription import Subscription
-
-
-def refusals(missing: Sequence[Missing]) -> list[str]:
-    """Limits this host cannot enforce, and pressure it cannot tell of, a line each."""
-    return [f"{one.key}: {one.why} (fix: {one.fix})" for one in missing]
-
-
-TICK = 10.0
-"""Seconds between two `on_tick`, for policies that have one."""
-
-MIN_CPU_WAIT = 0.01
-"""Seconds; the last stretch before a CPU limit is not cut finer."""
 
 
 class Run:
@@ -122,7 +107,7 @@ class Run:
                 self._volumes(),
                 self._storage() as storage,
                 self._bounded(storage),
-                self._cgroup(),
+                confined(self),
                 self._followed(),
                 self._connection() as connection,
                 self._container(storage, connection),
@@ -162,7 +147,7 @@ class Run:
                 self.emit("user_ids", host_id=first, size=idranges.SIZE)
                 yield
             finally:
-                await self._tidy(self._give_back(first))
+                await self.tidy(self._give_back(first))
 
     def _map(self, space: UserNamespace) -> None:
         self.spec = evolve(self.spec, user_namespace=space)
@@ -193,7 +178,7 @@ class Run:
         finally:
             storage.close()
             with trio.CancelScope(shield=True):
-                await self._tidy(self._clean(storage))
+                await self.tidy(self._clean(storage))
 
     async def _clean(self, storage: Storage) -> None:
         upper = await storage.clean(keep=self.keeps_layer)
@@ -212,116 +197,7 @@ class Run:
         async with disk.bounded(self, storage) as self.disk:
             yield
 
-    @asynccontextmanager
-    async def _cgroup(self) -> AsyncIterator[None]:
-        """The run's cgroup, limited and watched before anything is in it; removed at the end."""
-        shared = self.shared
-        limits = self._enforceable()
-        self.cgroup = shared.manager.create(self.id, kill_whole_on_oom=self.spec.oom == "kill")
-        try:
-            self.cgroup.apply(limits)
-            self._confine()
-            self.limit_history.append(LimitChange(iso(time.time()), limits.memory, "configuration"))
-            wants = shared.engine.wants("on_memory_limit", self.spec)
-            self.held = limits.memory is not None and wants
-            if self.held:
-                self.cgroup.hold_at_limit(True)
-            self.subscription = shared.watcher.subscribe(self.cgroup, limits, held=self.held)
-            try:
-                with self._pressure():
-                    yield
-            finally:
-                self.subscription.close()
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._tidy(self._remove_cgroup())
-
-    def _confine(self) -> None:
-        """Let the job use its devices alone; without that only where its mounts keep it to them."""
-        rules = devices.rules(self.spec)
-        lacking = self.shared.manager.missing_devices()
-        if lacking is None:
-            self.cgroup.confine(rules)
-        elif devices.rests_on_cgroup(self.spec):
-            if self.shared.on_missing == "refuse":
-                raise LimitError(refusals([lacking]), hint='or set on_missing = "warn"')
-            self.warn(f"devices are not enforced: {lacking.why} (fix: {lacking.fix})")
-
-    def _enforceable(self) -> Limits:
-        """The limits this host can enforce; LimitError for the others, or a warning each."""
-        missing = self.shared.manager.missing(self.limits)
-        if missing and self.shared.on_missing == "refuse":
-            raise LimitError(refusals(missing), hint='or set on_missing = "warn"')
-        for one in missing:
-            self.warn(f"limits.{one.limit} is not enforced: {one.why} (fix: {one.fix})")
-            actions.without(self, one.limit)
-        return self.limits
-
-    @contextmanager
-    def _pressure(self) -> Iterator[None]:
-        """What tells of the job's pressure, where somebody wants to hear of it."""
-        with ExitStack() as stack:
-            for source in self._pressure_sources():
-                try:
-                    self.gauges.append(stack.enter_context(closing(Gauge(source))))
-                except KernelError as error:
-                    if self.shared.on_missing == "refuse":
-                        raise
-                    self.warn(f"nothing tells of the job's {source.resource} pressure: {error}")
-            yield
-
-    def _pressure_sources(self) -> list[PressureSource]:
-        """LimitError for what nothing here tells of, or a warning each."""
-        shared = self.shared
-        if not shared.engine.wants("on_pressure", self.spec):
-            return []
-        wanted = self.spec.pressure.wanted()
-        missing = shared.manager.missing_pressure(wanted)
-        if missing and shared.on_missing == "refuse":
-            raise LimitError(refusals(missing), hint='or set on_missing = "warn"')
-        for one in missing:
-            self.warn(f"{one.key} is not watched: {one.why} (fix: {one.fix})")
-        return [
-            self.cgroup.pressure(resource, share)
-            for resource, share in wanted.items()
-            if not any(one.of(resource) for one in missing)
-        ]
-
-    async def _follow_pressure(self, gauge: Gauge) -> None:
-        while True:
-            await gauge.wait()
-            try:
-                share, stalled = self.cgroup.stalled(gauge.resource)
-            except KernelError as error:
-                if is_gone(error):
-                    return  # the subscription tells of it
-                raise
-            await self.handle(Pressure(time.time(), gauge.resource, share, stalled))
-
-    async def _remove_cgroup(self) -> None:
-        """rmdir says EBUSY while the last tasks exit: wait for that off the hot path, bounded."""
-        delay = 0.001
-        while not self.cgroup.try_remove():
-            if delay > 1:
-                self._tell_of_strangers()
-                await trio.to_thread.run_sync(self.cgroup.remove)
-                return
-            await trio.sleep(delay)
-            delay *= 2
-
-    def _tell_of_strangers(self) -> None:
-        """Who is in the cgroup now was moved there: all that was the job's has ended with its init.
-
-        It is killed: a cgroup that somebody is in can be neither removed nor used again.
-        """
-        try:
-            pids = ", ".join(map(str, self.cgroup.pids()))
-        except KernelError:
-            return  # removed at last, by somebody else
-        if pids:
-            self.warn(f"killing what was moved into the job's cgroup from outside: pid {pids}")
-
-    async def _tidy(self, work: object) -> None:
+    async def tidy(self, work: object) -> None:
         """Await what cleans up; a failure is told, and stops nobody."""
         try:
             await work  # type: ignore[misc]
@@ -417,12 +293,7 @@ class Run:
                 self.set_state(State.RUNNING)
             nursery.start_soon(self.handle, Started(time.time(), self.payload))
             async with trio.open_nursery() as self._timers:
-                for timer in (self._wall_time, self._cpu_time, self._ticks):
-                    self._timers.start_soon(self._guarded, timer)
-                if self.disk is not None:
-                    self._timers.start_soon(self._guarded, self.disk.follow)
-                for gauge in self.gauges:
-                    self._timers.start_soon(self._guarded, partial(self._follow_pressure, gauge))
+                timers.start(self, self._timers)
                 if self.cause is not None:  # told to end while it was being started
                     self._timers.start_soon(stopping.end, self, self._hurry)
                 status = await self.shared.reaper.wait_init(self.container.pidfd)
@@ -463,13 +334,6 @@ class Run:
             self.set_state(State.HELD)
         decision = await self.shared.engine.decide(event, self.view())
         actions.perform(self, event, decision)
-
-    async def _guarded(self, timer: Callable[[], Awaitable[None]]) -> None:
-        """A cgroup that vanished under a timer is told, and stops nobody."""
-        try:
-            await timer()
-        except KernelError as error:
-            self.warn(str(error))
 
     def view(self, reason: str | None = None) -> JobView:
         """What policies see of this run now."""
@@ -560,26 +424,6 @@ class Run:
     @staticmethod
     def now() -> float:
         return time.time()
-
-    async def _wall_time(self) -> None:
-        if self.spec.timeout is not None:
-            await trio.sleep(self.spec.timeout)
-            await self.handle(Timeout(time.time(), "wall", self.spec.timeout))
-
-    async def _cpu_time(self) -> None:
-        """No polling: sleep for as long as the rest lasts at full speed, then look again."""
-        limit = self.spec.cpu_time
-        if limit is None:
-            return
-        fastest = min(self.limits.cpus or os.cpu_count() or 1, os.cpu_count() or 1)
-        while (rest := limit - (self.cgroup.usage().cpu or 0.0)) > 0:
-            await trio.sleep(max(rest / fastest, MIN_CPU_WAIT))
-        await self.handle(Timeout(time.time(), "cpu", limit))
-
-    async def _ticks(self) -> None:
-        while self.shared.engine.wants("on_tick", self.spec):
-            await trio.sleep(TICK)
-            await self.handle(Tick(time.time()))
 
     def _write_down(self, record: RunRecord) -> None:
         self.shared.log.emit("job_ended", **ended_entry(record))
