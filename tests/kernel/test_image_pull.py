@@ -1,9 +1,10 @@
-"""Images pulled by the command: from docker-registry, and what goes wrong on the way."""
+"""Images pulled by the command: from docker-registry, a whole Debian, and what goes wrong."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import tarfile
 from io import BytesIO
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import debian
+from tests.support.batch import Batch
 from tests.support.command import Supervise
 from tests.support.docker_registry import (
     PASSWORD,
@@ -92,6 +95,34 @@ def large(plain: str, change) -> Fault:
         return change(reply) if len(reply.body) >= SIZE else None
 
     return fault
+
+
+@pytest.mark.timeout(900)
+def test_a_debian_is_pulled_and_jobs_run_in_it(registry, batch: Batch, tmp_path):
+    """With a layer on top that adds a file and takes one away; one pull for both jobs."""
+    top = tar(tmp_path / "top.tar", {"top": b"of it", "etc/.wh.motd": b""})
+    config = ["--config.env", "FROM=the image", "--config.workingdir", "/usr"]
+    push(f"oci:{layout(tmp_path, [debian.archive(), top], config)}:made", registry, "debian:12")
+    with serve(relay(registry)) as web:
+        root = f'root = "docker://{web.host}/debian:12"'
+        result = batch.run(
+            f"""
+            [jobs.verify]
+            {root}
+            command = ["dpkg", "--verify"]
+            [jobs.look]
+            {root}
+            script = "pwd; echo $FROM; cat /top; echo; test ! -e /etc/motd; su -s /bin/id nobody"
+            """
+        )
+        assert result.reasons == {"verify": "succeeded", "look": "succeeded"}, result.done.stderr
+        assert len(blobs_of(web)) == 3  # the configuration and two layers, once
+    unread = re.compile(r"missing +/usr/share/(doc|man|locale)(/|$)")  # left out by `debian`
+    wrong = batch.output(result["verify"]).splitlines()
+    assert [line for line in wrong if not unread.match(line)] == []
+    place, source, text, identity = batch.output(result["look"]).splitlines()
+    assert (place, source, text) == ("/usr", "the image", "of it")
+    assert identity.startswith("uid=65534(nobody)")
 
 
 def test_the_same_image_is_not_pulled_twice(registry, pull):
