@@ -236,8 +236,9 @@ def limit(size: int, seconds: int) -> None:
         (resource.RLIMIT_NOFILE, 64),
     ):
         hard = resource.getrlimit(what)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
+        if hard == resource.RLIM_INFINITY or most < hard:
+            # SIGXCPU comes at the soft limit, and says more than SIGKILL at the hard one
+            resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU)))
 
 
 def drop(every: int, kept: int) -> None:

@@ -270,7 +270,7 @@ def _failure(
 ) -> ImageError:
     """The extraction's own words as an error, with the way out."""
     code = int(number)
-    why = os.strerror(code) if code else text
+    why = ": ".join(word for word in (text, os.strerror(code) if code else "") if word)
     shown = repr(name)[1:-1] if name else ""
     if what == "archive":
         return ImageError(f"the archive is refused: {text}", where, hint=f"at entry {shown}")
@@ -286,7 +286,7 @@ def _failure(
 
 
 def _hint(what: str, code: int) -> str:
-    if code in _FULL:
+    if what == "system" and code in _FULL:
         return "make room where the images are"
     return _HINTS.get(what, "")
 

@@ -22,7 +22,10 @@ PACKAGES = ("attr", "attrs", "cattrs", "cattr", "pluggy", "trio", "outcome", "sn
             "pyroute2", "pyseccomp.py", "elftools")  # fmt: skip
 
 Nobody = tuple[Callable[..., subprocess.CompletedProcess[str]], Path]
-"""How to run the command (`wrapper`: what to put before it), and nobody's home."""
+"""How to run the command, and nobody's home.
+
+`wrapper`: what to put before it; `python`: what his Python is to run instead of the command.
+"""
 
 
 @contextmanager
@@ -36,11 +39,13 @@ def nobody() -> Iterator[Nobody]:
         subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
 
         def run(
-            *arguments: str | Path, wrapper: Sequence[str] = ()
+            *arguments: str | Path,
+            wrapper: Sequence[str] = (),
+            python: Sequence[str] = ("-m", "supervisor"),
         ) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
                 [*wrapper, "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
-                 "/usr/bin/python3", "-m", "supervisor", *map(str, arguments)],
+                 "/usr/bin/python3", *python, *map(str, arguments)],
                 cwd=home / "own", capture_output=True, text=True, timeout=PATIENCE, check=False,
                 env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(home / "lib"),
                      "HOME": str(home / "own"), "XDG_RUNTIME_DIR": str(home / "own")},
