@@ -147,15 +147,22 @@ class Extraction:
             at = path.find(b"/", at + 1)
 
     def _parent(self, path: bytes) -> None:
+        opaque = False
         try:
             os.mkdir(path, 0o755)
         except FileExistsError:
-            if not is_whiteout(path):
+            opaque = is_whiteout(path)
+            if not opaque:
                 return
             os.unlink(path)
             os.mkdir(path, 0o755)
-            self._opaque(path)
         self._count()
+        if self._inheriting:
+            if self._owners:
+                os.chown(path, 0, 0)
+            os.chmod(path, 0o755)
+        if opaque:
+            self._opaque(path)
 
     def _directory(self, path: bytes, entry: tar.Entry) -> None:
         opaque = False
@@ -234,8 +241,9 @@ class Extraction:
             found = _status(name, at)
         finally:
             self._release(at)
-        there = os.lstat(path)
-        return found is not None and os.path.samestat(found, there)
+        if found is None or stat.S_ISDIR(found.st_mode):
+            return False
+        return os.path.samestat(found, os.lstat(path))
 
     def _held(self, path: bytes) -> tuple[int, bytes]:
         """A directory to start from, and a name from there that is short enough for the kernel."""

@@ -226,6 +226,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "nul in a link": (t.pax((b"linkpath", b"a\0b")) + good + t.END, "a name with a NUL"),
         "empty link": (t.symlink(b"l", b"") + t.END, "cannot unpack l"),
         "link to a directory": (t.directory(b"d") + t.hardlink(b"l", b"d") + t.END, "unpack l"),
+        "link to itself": (t.directory(b"d") + t.hardlink(b"d", b"d") + t.END, "not in this layer"),
         "a file's child": (t.file(b"f") + t.file(b"f/x") + t.END, "Not a directory"),
         "cycle": (t.symlink(b"a", b"b") + t.symlink(b"b", b"a") + t.file(b"a/x") + t.END,
                   "Too many levels"),

@@ -131,11 +131,12 @@ def test_what_a_setgid_directory_gives_is_taken_back(place: Place) -> None:
             t.file(b"d/f"),
             t.directory(b"d/e", 0o755),
             t.symlink(b"d/s", b"f"),
+            t.file(b"d/implied/f"),
         )
     )
     found = place.found()
-    assert [found[b"./d/" + name][2] for name in (b"f", b"e", b"s")] == [0, 0, 0]
-    assert found[b"./d/e"][0] == "drwxr-xr-x"
+    assert [found[b"./d/" + name][2] for name in (b"f", b"e", b"s", b"implied")] == [0] * 4
+    assert found[b"./d/e"][0] == found[b"./d/implied"][0] == "drwxr-xr-x"
 
 
 def test_directories_have_their_times_after_all_that_is_in_them(place: Place) -> None:
