@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from benchmarks.images import Timing
+from benchmarks.images import table as unpacking_table
 from benchmarks.measure import Block
 from benchmarks.spawn import table
+from tests.support import archives
 from tests.support.command import ROOT
 
 
@@ -47,3 +52,29 @@ def test_starts_in_an_image_are_compared_with_a_directory() -> None:
         "overlay", "overlay userns", "read-only", "read-only userns",
     ]  # fmt: skip
     assert all(float(number) > 0 for row in rows for number in row[-3:])
+
+
+@pytest.mark.kernel
+def test_layers_and_images_are_unpacked_by_all(tmp_path: Path) -> None:
+    """Whoever is installed; one that fails ends the benchmark."""
+    layer = tmp_path / "layer.tar"
+    layer.write_bytes(archives.archive(archives.file(b"f", b"data"), archives.directory(b"d")))
+    options = ["--rounds", "1", "--archive", str(layer), "--work", str(tmp_path), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.images", *options],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seconds = json.loads(done.stdout)["seconds"]
+    for compression in ("none", "gzip", "zstd"):
+        assert set(seconds[f"a layer, {compression}"]) == {"tar -x", "supervise"}
+    if shutil.which("umoci"):
+        assert "supervise" in seconds["an image"]
+    assert [path.name for path in tmp_path.iterdir()] == ["layer.tar"]
+
+
+def test_a_ratio_above_one_is_faster_than_the_first() -> None:
+    results = {"a": [Timing(2.0, 1.0)], "b": [Timing(1.0, 1.0)]}
+    assert unpacking_table("title", results).splitlines()[-1].split()[1:4] == [
+        "1.00", "1.00", "2.00"
+    ]  # fmt: skip
