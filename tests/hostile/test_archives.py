@@ -178,12 +178,15 @@ def test_a_name_of_a_megabyte_is_too_long(place: Place) -> None:
 
 
 def test_time_is_bounded(place: Place) -> None:
-    """Each name costs the kernel a walk of 40 links that are 4000 bytes long."""
+    """Each name costs the kernel a walk of many links that are 4000 bytes long.
+
+    Not 40: a walk that it begins anew goes on counting, and ends with ELOOP (fs/namei.c).
+    """
     members = [t.directory(b"d")]
-    for number in range(30):
+    for number in range(18):
         target = b"d/../" * 700 + (b"s%d" % (number - 1) if number else b"d")
         members.append(t.pax((b"linkpath", target)) + t.symlink(b"s%d" % number, b""))
-    slow = [t.file(b"s29/f%d" % number) for number in range(100_000)]
+    slow = [t.file(b"s17/f%d" % number) for number in range(100_000)]
     place.refuse(t.archive(*members, *slow), "more than 1 seconds", bounds=Bounds(seconds=1))
 
 
