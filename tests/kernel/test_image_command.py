@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.image import platforms
+from supervisor.image.store import Store
 from tests.support import host
 from tests.support.command import ROOT, Done, Supervise
 from tests.support.images import (
@@ -120,8 +121,14 @@ def test_the_configuration_says_where_and_how_much(supervise: Supervise, tmp_pat
 
 
 def test_bars_on_a_terminal(image: Image, tmp_path: Path) -> None:
+    """One layer is locked by us, so that there is something to be seen while it waits."""
     pytest.importorskip("rich")
-    Built(many_layers(3), architecture=HERE).layout(tmp_path / "oci")
+    built = Built(many_layers(3), architecture=HERE)
+    built.layout(tmp_path / "oci")
+    store = Store(image.state / ".images")
+    store.prepare()
+    lock = store.layers.try_lock(built.diff_ids[2])
+    assert lock is not None
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "supervisor", "image", "pull", f"oci:{tmp_path}/oci",
@@ -133,11 +140,14 @@ def test_bars_on_a_terminal(image: Image, tmp_path: Path) -> None:
         try:
             while data := os.read(ours, 4096):
                 shown += data
+                if lock >= 0 and b"2 of 3 layers" in shown:
+                    store.layers.unlock(built.diff_ids[2], lock)
+                    lock = -1
         except OSError:
             pass  # EIO: it has ended
     os.close(ours)
+    assert lock < 0, shown
     assert process.returncode == 0
-    assert b"layers" in shown
 
 
 def tool(name: str) -> str:
