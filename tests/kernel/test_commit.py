@@ -20,9 +20,9 @@ TOOLS = ("cat", "chown", "ln", "ls", "mkdir", "mkfifo", "rm", "stat", "touch", "
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
+def state(tmp_path: Path, tmp_state: State) -> State:
     """Not on a guest's overlay, where nothing can be kept."""
-    found = State(tmp_path / "kept", tmp_path / "run")
+    found = State(tmp_path / "kept", tmp_state.runtime)
     found.state.mkdir()
     return found
 
