@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import lru_cache
 
 from supervisor.container import mounts, protocol, space, view
-from supervisor.container.host import Facts, has_user_attributes
+from supervisor.container.host import Facts, has_user_attributes, inside
 from supervisor.container.idmaps import By, how_opened
 from supervisor.errors import SpawnError
 from supervisor.linux import constants as c
@@ -193,12 +194,26 @@ class Layered:
         """
         bare: tuple[str, ...] = self.spec.layers or (self.base,)
         if self.given and self.spec.layers:
-            bare = tuple(self._own_place(number) for number in range(len(bare)))
+            bare = self._opened_layers()
         elif self.given:
             bare = (self.layer(self.base),)
         elif self.locked and self.facts.privileged and self.base == "/":
             bare = (f"{self.facts.work}/host",)
         return (self.white, *bare) if self.white else bare
+
+    def _opened_layers(self) -> tuple[str, ...]:
+        """The launcher's views of the image's layers; one of all, where that says as much.
+
+        Unmapped they are one by one: the job's root may not walk through the store, which is its
+        owner's alone.
+        """
+        layers = self.spec.layers
+        top = _common(layers)
+        whole = not any(inside(point, (top,)) for point in self.facts.submounts if point != top)
+        if top and whole and all(self.by(layer) == "mapped" for layer in layers):
+            place = self.layer(top, by="mapped")
+            return tuple(place + layer.removeprefix(top) for layer in layers)
+        return tuple(self._own_place(number) for number in range(len(layers)))
 
     def _own_place(self, number: int) -> str:
         """Where the launcher's view of a layer of the image is attached."""
@@ -245,6 +260,15 @@ class Layered:
                 why = "no user.* attributes here, which images need in a user namespace"
                 hint = "keep the images on ext4, XFS or btrfs (state_dir), or tmpfs since Linux 6.6"
                 raise SpawnError("mounts", 95, layer, why, hint=hint)
+
+
+@lru_cache(maxsize=256)
+def _common(layers: tuple[str, ...]) -> str:
+    """The directory that has them all, with no link and no mount in between; "" for none."""
+    top = os.path.commonpath(layers)
+    device = os.stat(top).st_dev
+    apart = any(os.path.realpath(one) != one or os.stat(one).st_dev != device for one in layers)
+    return "" if apart or top in layers else top
 
 
 def _make(path: str, directory: bool) -> mounts.Operation:

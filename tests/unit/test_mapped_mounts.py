@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +103,31 @@ def test_what_hides_may_find_itself_shut_out_only_of_an_overlay_without_rights()
 
     assert may(files="plain", write="overlay")
     assert not may(files="plain") and not may(write="overlay") and not may()
+
+
+def test_the_layers_of_an_image_are_opened_as_one_where_they_are_mapped(tmp_path: Path) -> None:
+    layers = tuple(str(tmp_path / name / "tree") for name in "abc")
+    for layer in layers:
+        Path(layer).mkdir(parents=True)
+    image: dict[str, Any] = {"root": "image", "layers": layers, "write": "overlay"}
+    operations = plan(**image)
+    assert opened(operations)[str(tmp_path)] == "mapped"
+    (overlay,) = (one for one in operations if isinstance(one, mounts.Overlay))
+    assert overlay.lower == tuple(f"{WORK}/host/{name}/tree" for name in "abc")
+    for files, refusal in (("plain", ""), ("try", "no")):
+        found = opened(plan(files, refusal, **image))
+        assert {found[layer] for layer in layers} == {"plain"} and str(tmp_path) not in found
+
+
+def test_a_layer_behind_a_link_or_a_mount_is_opened_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "b").symlink_to("elsewhere")
+    linked = (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert set(linked) <= set(opened(plan(root="image", layers=linked, write="overlay")))
+    mounted = (str(tmp_path / "a"), str(tmp_path / "elsewhere"))
+    facts = Facts(work=WORK, privileged=True, submounts=(mounted[1],), id_mounts=Told(""))
+    space = UserNamespace("map", 2**20, 65536)
+    spec = JobSpec("job", ("true",), root="image", layers=mounted, user_namespace=space)
+    found = opened(list(rootfs.plan(spec, facts, Layers(None), 0)))
+    assert set(mounted) <= set(found)
