@@ -88,6 +88,7 @@ def test_a_signal_stops_the_command_in_order(supervise: Supervise, number: int) 
 # Flags.
 
 MEMORY = ("--memory", "64M")
+SMALL = ("--write", "overlay", "--disk", "4M")
 BRIDGE = ("--network", "bridge")
 DISK = "/dev/vda" if in_guest() else "DISK"  # the guest keeps its files in memory
 USES: dict[str, tuple[tuple[str, ...], str, str]] = {
@@ -142,6 +143,12 @@ USES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "cpu-idle": (("--cpu-idle",), "echo ok", "ok"),
     "cpuset": (("--cpuset", "0"), "nproc", "1"),
     "io": (("--io", f"{DISK}:read_bps=50M"), "echo ok", "ok"),
+    "disk": ((*SMALL, "--disk-by", "tmpfs"), "df -k --output=size / | tail -n 1 | tr -d ' '",
+             "4096"),
+    "disk-inodes": ((*SMALL, "--disk-by", "tmpfs", "--disk-inodes", "77"),
+                    "[ $(df --output=itotal / | tail -n 1) -lt 100 ] && echo few", "few"),
+    "disk-by": ((*SMALL, "--disk-by", "tmpfs"), "echo yes > /var/f; cat /var/f", "yes"),
+    "on-disk-limit": ((*SMALL, "--on-disk-limit", "kill:full"), "echo ok", "ok"),
     "output": (("--output", "3"), "echo ok", "ok"),
     "open-files": (("--open-files", "77"), "ulimit -n", "77"),
     "timeout": (("--timeout", "1m"), "echo ok", "ok"),
