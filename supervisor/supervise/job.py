@@ -178,8 +178,8 @@ class Job:
     def _emit_starting(self, attempt: int) -> None:
         assert self._run is not None
         image = image_use(self.image)
-        said = {"image": asdict(image)} if image is not None else {}
-        self._run.emit("job_starting", attempt=attempt, **said)
+        said = asdict(image) if image is not None else None
+        self._run.emit("job_starting", attempt=attempt, image=said)
 
     def _again(self, record: RunRecord, restarts: int) -> Again | None:
         assert self._run is not None
