@@ -22,10 +22,11 @@ from backports import zstd
 
 from supervisor.image.unpack import Bounds
 from tests.support import archives as t
+from tests.support import host
 from tests.support.command import ROOT
 from tests.support.unpacking import Place
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, host.outside("unpacking")]
 
 
 @pytest.fixture

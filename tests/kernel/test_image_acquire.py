@@ -48,7 +48,7 @@ from tests.support.images import (
 )
 from tests.support.stores import age
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, host.outside("the store")]
 
 HERE = this_host().architecture
 BASE = layer(

@@ -32,7 +32,7 @@ from tests.support.images import (
 )
 from tests.support.nobody import NOBODY, nobody
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, host.outside("the store")]
 
 HERE = platforms.host().architecture
 BASE = layer(folder("etc"), file("etc/motd", b"hello\n"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import debian
+from tests.support import debian, host
 from tests.support.batch import Batch
 from tests.support.command import Supervise
 from tests.support.docker_registry import (
@@ -28,7 +28,7 @@ from tests.support.docker_registry import (
 from tests.support.registry import Fault, faulty
 from tests.support.web import Asked, Reply, serve
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, host.outside("pulling")]
 
 SIZE = 3_000_000
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.container.host import has_user_attributes
 from supervisor.image.collect import Wish, collect
 from supervisor.image.store import Store
 from tests.support.command import State, Supervise
@@ -65,9 +66,11 @@ def events(where: State) -> list[dict[str, Any]]:
 
 def test_jobs_of_one_image_get_it_once(tmp_state: State, reference: str, built: Built):
     plain: dict[str, Any] = {"root": reference}
+    # a guest's tmpfs has no attributes of users, which the layers of a user namespace take
+    spaces = ("host", "auto") if has_user_attributes(str(tmp_state.state)) else ("host",)
     jobs: dict[str, Any] = {
         f"{space}-{write}-{number}": plain | {"user_namespace": space, "write": write}
-        for space in ("host", "auto") for write in ("overlay", "read-only") for number in range(3)
+        for space in spaces for write in ("overlay", "read-only") for number in range(3)
     }  # fmt: skip
     jobs["files"] = plain | {"command": ["ls", "/srv"]}
     jobs["begun"] = plain | {"entrypoint": ["echo"], "command": ["x"]}

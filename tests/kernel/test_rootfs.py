@@ -23,7 +23,7 @@ from tests.support.batch import PATIENCE
 from tests.support.command import Done, Supervise
 from tests.support.nobody import NOBODY, nobody
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, host.outside("building a root")]
 
 PYTHON = "/usr/bin/python3"
 

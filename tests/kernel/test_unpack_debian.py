@@ -14,7 +14,7 @@ from tests.support import host
 from tests.support.archives import listing
 from tests.support.unpacking import Place
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kernel, host.outside("unpacking"), pytest.mark.timeout(600)]
 
 KEPT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "supervise-images")
 

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from supervisor.errors import ImageError
 from supervisor.image.unpack import Bounds
 from tests.support import archives as t
+from tests.support import host
 from tests.support.layers import Layer, Refused
 from tests.support.unpacking import Place
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, host.outside("unpacking")]
 
 EXAMPLES = 60 * int(os.environ.get("SUPERVISE_FUZZ", "1"))
 SECONDS = 30

@@ -44,6 +44,13 @@ def miss(kind: Kind, why: str) -> NoReturn:
     pytest.skip(why)
 
 
+def outside(what: str) -> pytest.MarkDecorator:
+    """For tests of what knows no cgroup: a guest would take minutes to show the same."""
+    return pytest.mark.skipif(
+        in_guest(), reason=f"{what} does not depend on the generation of cgroups"
+    )
+
+
 @dataclass(frozen=True)
 class Hierarchy:
     """A mounted cgroup hierarchy, with the controllers at its root."""
