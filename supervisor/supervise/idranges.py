@@ -1,8 +1,6 @@
 """Ranges of user and group numbers for jobs: 65536 each, no two jobs of this host at once.
 
-    DIRECTORY/lock      held (flock(2)) while a range is taken or given back
-    DIRECTORY/next      where to look for the next one
-    DIRECTORY/FIRST     a range in use, by its first number: who has it
+A note (`supervise.claims`) is called by the first number of a range.
 
 One directory for all instances of the host.  A range is taken in the same time whatever their
 number: `next` goes round, so that a range is not used again soon after it was given back.
@@ -10,23 +8,21 @@ number: `next` goes round, so that a range is not used again soon after it was g
 Which numbers: those that /etc/subuid and /etc/subgid both give to the name `supervise`, else from
 524288 on, where nobody has any: no entry of these files, no user, no group.
 
-May import: `errors`, `linux`, attrs.
+May import: `errors`, `linux`, `supervise.claims`, attrs.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from attrs import frozen
 
 from supervisor.errors import KernelError, SpawnError
 from supervisor.linux import proc
+from supervisor.supervise import claims
+from supervisor.supervise.claims import Claims
 
 SIZE = 65536
 FIRST = 524288
@@ -109,6 +105,7 @@ class IdRanges:
     ) -> None:
         self.instance = instance
         self.directory = directory
+        self._claims = Claims(directory)
         self._numbers = numbers
 
     @property
@@ -124,21 +121,21 @@ class IdRanges:
         Raises SpawnError when there is none, KernelError where the directory cannot be used.
         """
         slots = self.pool.slots
-        with self._locked():
-            start = self._next()
+        with self._claims.locked():
+            start = self._claims.next()
             for turn in range(slots):
                 slot = (start + turn) % slots
                 first = self.pool.at(slot)
                 if first is not None and self._claim(first, run):
-                    self._write(self.directory / "next", str(slot + 1))
+                    self._claims.go_on(slot + 1)
                     return first
         text = f"no range of {SIZE} user numbers is free: all {slots} are taken"
         raise SpawnError("user_namespace", 0, "", text, hint=FULL)
 
     def give_back(self, first: int) -> None:
         """Raises KernelError."""
-        with self._locked():
-            self._unlink(self.directory / str(first))
+        with self._claims.locked():
+            self._claims.drop(str(first))
 
     def forget(self) -> None:
         """Drop what an earlier supervisor of this instance's name had: its jobs are no more.
@@ -147,80 +144,22 @@ class IdRanges:
         """
         if os.geteuid() != 0 or not self.directory.exists():
             return  # who is not root never had a range
-        with self._locked():
-            for path in self.directory.iterdir():
-                ours = path.name.isdecimal() and _noted(path).get("instance") == self.instance
-                if ours and not _in_use(path):
-                    self._unlink(path)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        path = self.directory / "lock"
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise KernelError("open", str(path), error.errno or 0) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
-
-    def _next(self) -> int:
-        try:
-            text = (self.directory / "next").read_text()
-        except FileNotFoundError:
-            return 0
-        except OSError as error:
-            raise KernelError("read", f"{self.directory}/next", error.errno or 0) from error
-        return int(text) if text.isdecimal() else 0
+        with self._claims.locked():
+            for name, _told in list(self._claims.notes(self.instance)):
+                if not self._in_use(name):
+                    self._claims.drop(name)
 
     def _claim(self, first: int, run: str) -> bool:
         """Note that the range is ours; False while somebody else's job may live in it."""
-        path = self.directory / str(first)
-        if path.exists() and _in_use(path):
+        name = str(first)
+        if self._claims.is_noted(name) and self._in_use(name):
             return False
-        me = proc.stat(os.getpid())
-        told = {"pid": me.pid, "start": me.start_ticks, "instance": self.instance, "run": run}
-        self._write(path, json.dumps(told))
+        self._claims.note(name, instance=self.instance, run=run)
         return True
 
-    def _write(self, path: Path, text: str) -> None:
-        try:
-            path.write_text(text)
-        except OSError as error:
-            raise KernelError("write", str(path), error.errno or 0) from error
-
-    def _unlink(self, path: Path) -> None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise KernelError("unlink", str(path), error.errno or 0) from error
-
-
-def _in_use(path: Path) -> bool:
-    first = int(path.name)
-    return _holds(path) or _alive(range(first, first + SIZE))
-
-
-def _holds(path: Path) -> bool:
-    """Whether the supervisor that noted itself there still runs: its pid and its start time."""
-    told = _noted(path)
-    try:
-        return bool(proc.stat(int(told["pid"])).start_ticks == told["start"])
-    except (LookupError, TypeError, ValueError):
-        return False  # cut short by a crash
-    except KernelError:
-        return False  # no such process
-
-
-def _noted(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text())
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
+    def _in_use(self, name: str) -> bool:
+        first = int(name)
+        return claims.lives(self._claims.told(name)) or _alive(range(first, first + SIZE))
 
 
 def _alive(ids: range) -> bool:

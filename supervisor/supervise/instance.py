@@ -11,7 +11,7 @@ import resource
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from supervisor.cgroup.api import CgroupManager
 from supervisor.cgroup.detect import detect
 from supervisor.container import hiding
 from supervisor.container.host import Host
-from supervisor.container.spawn import open_launcher, sealed
+from supervisor.container.spawn import Launcher, open_launcher, sealed
 from supervisor.errors import KernelError, SupervisorError
 from supervisor.linux import syscalls
 from supervisor.model.job import JobSpec
@@ -41,7 +41,7 @@ from supervisor.supervise.job import Job
 from supervisor.supervise.network import Bridge, Place
 from supervisor.supervise.pasta import Pasta
 from supervisor.supervise.projects import Projects
-from supervisor.supervise.reaper import Child, Reaper
+from supervisor.supervise.reaper import Child, ExitStatus, Reaper
 from supervisor.supervise.shared import Log, Network, Shared
 from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import open_watcher
@@ -146,34 +146,16 @@ async def open_instance(
         ids = IdRanges(settings.name)
         projects = Projects(settings.name)
         stack.enter_context(_closing(manager, log, ids, projects))
-        reaper = Reaper(
-            lambda pid, status: log.emit(
-                "orphan_reaped", pid=pid, exit_code=status.code, signal=status.signal
-            )
-        )
+        reaper = Reaper(partial(_tell_of_orphan, log))
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         syscalls.set_child_subreaper()
         await nursery.start(reaper.run)
         kernel_log = KernelLog.open()
         stack.callback(kernel_log.close)
-        work = settings.runtime / "work"
-        private = (str(settings.state.root),) if settings.state else ()
-        host = Host(str(work), private, open_files=raise_open_files())
-        stack.callback(host.close)
-        hidden = hiding.coverable(host.facts())
-        launcher = await stack.enter_async_context(
-            open_launcher(partial(start_launcher, reaper), work, hidden=hidden)
-        )
-        host.cover(hidden)
+        host, launcher = await stack.enter_async_context(_containers(settings, reaper))
         watcher = await stack.enter_async_context(open_watcher(nursery, kernel_log))
-        leases = settings.state.root / "network.json" if settings.state else None
-        place = Place(settings.runtime, leases, settings.pool)
-        network: Network
-        if host.facts().privileged:
-            network = Bridge(place, specs, nursery, log.emit)
-        else:
-            network = Pasta(place, nursery, reaper.spawn, log.emit)
+        network = _network(settings, specs, nursery, reaper, log, on_bridge=host.facts().privileged)
         await network.sweep()
         stack.push_async_callback(network.close)
         images = Images(settings.images, nursery, log.emit)
@@ -207,6 +189,40 @@ async def open_instance(
             for text in watcher.blind:
                 log.emit("warning", text=f"cannot see {text}")
         yield instance
+
+
+def _tell_of_orphan(log: Log, pid: int, status: ExitStatus) -> None:
+    log.emit("orphan_reaped", pid=pid, exit_code=status.code, signal=status.signal)
+
+
+@asynccontextmanager
+async def _containers(settings: Settings, reaper: Reaper) -> AsyncIterator[tuple[Host, Launcher]]:
+    """What is known of the host, and the launcher, with a view of it to give to jobs."""
+    work = settings.runtime / "work"
+    private = (str(settings.state.root),) if settings.state else ()
+    with closing(Host(str(work), private, open_files=raise_open_files())) as host:
+        hidden = hiding.coverable(host.facts())
+        starter = partial(start_launcher, reaper)
+        async with open_launcher(starter, work, hidden=hidden) as launcher:
+            host.cover(hidden)
+            yield host, launcher
+
+
+def _network(
+    settings: Settings,
+    specs: Sequence[JobSpec],
+    nursery: trio.Nursery,
+    reaper: Reaper,
+    log: Log,
+    *,
+    on_bridge: bool,
+) -> Network:
+    """What connects jobs: a bridge for all, or (without root) pasta(1) for each."""
+    leases = settings.state.root / "network.json" if settings.state else None
+    place = Place(settings.runtime, leases, settings.pool)
+    if on_bridge:
+        return Bridge(place, specs, nursery, log.emit)
+    return Pasta(place, nursery, reaper.spawn, log.emit)
 
 
 def raise_open_files() -> tuple[int, int]:

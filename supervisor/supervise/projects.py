@@ -1,28 +1,26 @@
 """Numbers of quota projects for jobs' writable layers: one each, no two of this host at once.
 
-    DIRECTORY/lock                  held (flock(2)) while a number is taken or given back
-    DIRECTORY/next                  where to look for the next one
-    DIRECTORY/MAJOR:MINOR.NUMBER    a project in use on that file system: who has it, and where
+A note (`supervise.claims`) is called MAJOR:MINOR.NUMBER, by the file system and the project.
 
 A project is taken only if nobody has anything in it: no limit, no byte, no inode on that file
 system; nor may /etc/projects or /etc/projid know it.  It is given back when its layer is gone.
 What a supervisor that was killed had is looked through by the next one of its instance's name.
 
-May import: `errors`, `linux`, `supervise.idranges`.
+May import: `errors`, `linux`, `supervise.claims`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from supervisor.errors import KernelError, SpawnError
-from supervisor.linux import proc, quota
+from supervisor.errors import SpawnError
+from supervisor.linux import quota
+from supervisor.supervise import claims
+from supervisor.supervise.claims import Claims
 
 FIRST = 0x53000000
 """Above what people write into /etc/projects; half of the numbers are left to others."""
@@ -38,6 +36,7 @@ class Projects:
     def __init__(self, instance: str, directory: Path = DIRECTORY, etc: Path = ETC) -> None:
         self.instance = instance
         self.directory = directory
+        self._claims = Claims(directory)
         self._etc = etc
 
     def take(self, base: str, run: str) -> int:
@@ -45,39 +44,28 @@ class Projects:
 
         Raises SpawnError when there is none, KernelError.
         """
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with self._locked():
-                return self._take(fd, base, run)
-        finally:
-            os.close(fd)
+        with _opened(base) as fd, self._claims.locked():
+            return self._take(fd, base, run)
 
     def _take(self, fd: int, base: str, run: str) -> int:
         known = known_projects(self._etc)
         device = quota.device_of(fd)
-        start = self._next()
+        start = self._claims.next()
         for turn in range(COUNT):
             number = FIRST + (start + turn) % COUNT
-            path = self.directory / f"{device}.{number}"
-            if number in known or path.exists() or not is_free(fd, number):
+            name = f"{device}.{number}"
+            if number in known or self._claims.is_noted(name) or not is_free(fd, number):
                 continue
-            me = proc.stat(os.getpid())
-            told = {"pid": me.pid, "start": me.start_ticks, "base": base, "run": run}
-            self._write(path, json.dumps({"instance": self.instance, **told}))
-            self._write(self.directory / "next", str(number - FIRST + 1))
+            self._claims.note(name, instance=self.instance, base=base, run=run)
+            self._claims.go_on(number - FIRST + 1)
             return number
         raise SpawnError("mounts", 0, base, f"all {COUNT} quota projects are in use")
 
     def give_back(self, base: str, number: int) -> None:
         """Its layer is gone: lift its limits.  Raises KernelError."""
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with self._locked():
-                quota.limit(fd, number, 0, 0)
-                path = self.directory / f"{quota.device_of(fd)}.{number}"
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(fd)
+        with _opened(base) as fd, self._claims.locked():
+            quota.limit(fd, number, 0, 0)
+            self._claims.drop(f"{quota.device_of(fd)}.{number}")
 
     def forget(self) -> list[str]:
         """Lift the limits of what an earlier supervisor of this name had: its jobs are no more.
@@ -87,76 +75,33 @@ class Projects:
         """
         if os.geteuid() != 0 or not self.directory.exists():
             return []
-        left: list[str] = []
-        with self._locked():
-            for path in self.directory.iterdir():
-                told = _noted(path)
-                if path.name in ("lock", "next") or told.get("instance") != self.instance:
-                    continue
-                if not _alive(told):
-                    left += self._drop(path, str(told.get("base", "")))
-        return left
+        with self._claims.locked():
+            gone = [one for one in self._claims.notes(self.instance) if not claims.lives(one[1])]
+            return [base for name, told in gone if (base := self._drop(name, told))]
 
-    def _drop(self, path: Path, base: str) -> list[str]:
-        number = path.name.rpartition(".")[2]
+    def _drop(self, name: str, told: dict[str, Any]) -> str:
+        base, number = str(told.get("base", "")), name.rpartition(".")[2]
         there = os.path.isdir(base) and number.isdecimal()
         if there:
-            fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with _opened(base) as fd:
                 quota.limit(fd, int(number), 0, 0)
-            finally:
-                os.close(fd)
-        path.unlink(missing_ok=True)
-        return [base] if there else []
+        self._claims.drop(name)
+        return base if there else ""
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        path = self.directory / "lock"
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise KernelError("open", str(path), error.errno or 0) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
-    def _next(self) -> int:
-        try:
-            text = (self.directory / "next").read_text()
-        except FileNotFoundError:
-            return 0
-        return int(text) % COUNT if text.isdecimal() else 0
-
-    def _write(self, path: Path, text: str) -> None:
-        try:
-            path.write_text(text)
-        except OSError as error:
-            raise KernelError("write", str(path), error.errno or 0) from error
+@contextmanager
+def _opened(base: str) -> Iterator[int]:
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def is_free(fd: int, number: int) -> bool:
     """Whether nobody has a limit, a byte or an inode there.  Raises KernelError."""
     found = quota.get(fd, number)
     return not (found.used or found.limit or found.inodes or found.inode_limit)
-
-
-def _noted(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text())
-    except ValueError:
-        return {}  # cut short by a crash, or `lock`
-    return told if isinstance(told, dict) else {}
-
-
-def _alive(told: dict[str, Any]) -> bool:
-    """Whether the supervisor that wrote it still runs: its pid and its start time."""
-    try:
-        return bool(proc.stat(int(told["pid"])).start_ticks == told["start"])
-    except (LookupError, TypeError, ValueError, KernelError):
-        return False
 
 
 def known_projects(etc: Path) -> frozenset[int]:
