@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.container.host import has_user_attributes
 from supervisor.image.store import Store
 from tests.support.command import Done, State, Supervise
 from tests.support.containers import Ended, run_jobs
@@ -56,6 +57,8 @@ def commit(supervise: Supervise, state: State, run: Ended, name: str = "made:1")
 def test_the_next_job_finds_what_was_written(
     supervise: Supervise, state: State, root: str, space: str
 ):
+    if space == "auto" and not has_user_attributes(str(state.state)):
+        pytest.skip("in a user namespace a layer is kept where files have attributes of users")
     script = (
         "echo new >/data/old; rm /data/gone; rm -r /all; mkdir /all; touch /all/mine; "
         "echo x >/home; chown 1000 /home; ln /home /same"
