@@ -14,7 +14,7 @@ from benchmarks.images import Timing
 from benchmarks.images import table as unpacking_table
 from benchmarks.measure import Block
 from benchmarks.spawn import table
-from tests.support import archives
+from tests.support import archives, host
 from tests.support.command import ROOT
 
 
@@ -40,6 +40,7 @@ def test_ratios_are_to_the_first_contender() -> None:
     assert last == ["b", "50.00", "(0.50)", "20.00", "(2.00)", "20.00", "(2.00)", "20.00", "(0.25)"]
 
 
+@host.outside("the speed of images")
 @pytest.mark.kernel
 def test_starts_in_an_image_are_compared_with_a_directory() -> None:
     done = subprocess.run(
@@ -54,6 +55,7 @@ def test_starts_in_an_image_are_compared_with_a_directory() -> None:
     assert all(float(number) > 0 for row in rows for number in row[-3:])
 
 
+@host.outside("the speed of images")
 @pytest.mark.kernel
 def test_layers_and_images_are_unpacked_by_all(tmp_path: Path) -> None:
     """Whoever is installed; one that fails ends the benchmark."""
