@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -433,8 +434,10 @@ from supervisor.image.store import Store
 stop_at = sys.argv[3]
 
 def progress(one):
+    global stop_at
     print(one.step, one.digest, flush=True)
     if one.step == stop_at:
+        stop_at = ""  # it comes to the same step more than once
         os.kill(os.getpid(), signal.SIGSTOP)
 
 image = trio.run(partial(acquire, Store(Path(sys.argv[1])), parse(sys.argv[2]), progress=progress))
@@ -442,12 +445,16 @@ print("got", image.digest, flush=True)
 """
 
 
-def getter(store: Store, reference: str, stop_at: str = "") -> subprocess.Popen[str]:
+@contextmanager
+def getter(store: Store, reference: str, stop_at: str = "") -> Iterator[subprocess.Popen[str]]:
     """A process that gets an image, telling how; it stops itself when it comes to a step."""
-    return subprocess.Popen(
-        [sys.executable, "-c", GETTER, str(store.root), reference, stop_at],
-        stdout=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+    argv = [sys.executable, "-c", GETTER, str(store.root), reference, stop_at]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()  # or leaving the block would wait for one that is stopped
+            raise
 
 
 def until(process: subprocess.Popen[str], step: str) -> list[str]:
