@@ -102,6 +102,7 @@ class _Copier:
             self._tell(path, "given up, as the stop could not wait for it")
         finally:
             _remove(new)
+            self.seen = {key: at for key, at in self.seen.items() if not at.is_relative_to(new)}
         if self.untold:
             self.problems.append(f"{path}: {self.untold} more")
         return Copied(path, str(target), arrived, self.files, self.size, tuple(self.problems))

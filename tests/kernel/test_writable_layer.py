@@ -159,6 +159,15 @@ def test_a_full_disk_leaves_nothing_half(small_disk: State):
     assert any("/tmp/big: No space left on device" in text for text in warnings(small_disk))
 
 
+def test_a_file_is_copied_though_the_copy_of_its_other_name_was_given_up(small_disk: State):
+    script = (
+        "mkdir /tmp/d; head -c 16M /dev/urandom >/tmp/d/big; echo x >/tmp/d/a; ln /tmp/d/a /tmp/b"
+    )
+    ended = run_one(small_disk, script, copy_out=["/tmp/d", "/tmp/b"])
+    out = out_of(small_disk, ended)
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["b"]
+
+
 def test_one_shot_results_go_to_the_working_directory(supervise: Supervise, tmp_path: Path):
     script = "mkdir /tmp/o; echo 1 >/tmp/o/r; echo 2 >/tmp/two"
     flags = ("--copy-out", "/tmp/o", "--copy-out", "/tmp/two")
