@@ -97,15 +97,18 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 
 def flags_of(verb: str) -> set[str]:
-    return set(subparsers()[verb]._option_string_actions)
+    """Its own, and those of the verbs below it."""
+    parser = subparsers()[verb]
+    below = [one._option_string_actions for one in subparsers(parser).values()]
+    return set(parser._option_string_actions).union(*below)
 
 
-def subparsers() -> dict[str, argparse.ArgumentParser]:
-    (verbs,) = (
-        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    choices: dict[str, argparse.ArgumentParser] = verbs.choices
-    return choices
+def subparsers(of: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    for action in (of or cli.parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            choices: dict[str, argparse.ArgumentParser] = action.choices
+            return choices
+    return {}
 
 
 def mistake(words: list[str]) -> str:
