@@ -21,6 +21,9 @@ class SupervisorError(Exception):
         self.message = message
         self.hint = hint
 
+    exit_status = 125
+    """Of the command that it ends (docs/verdicts.md); 2 where the caller asked wrongly."""
+
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 

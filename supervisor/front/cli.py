@@ -32,6 +32,10 @@ that hold; and tell, with evidence, why each of them ended.
   supervise doctor              what of all this can this host enforce?  (tries it)
   supervise init                print an example configuration
   supervise rootfs build DIR    a minimal root from programs and what they need
+
+while an instance runs:
+  supervise ps                  its jobs, and what they are doing
+  supervise stop [JOB ...]      stop jobs, or all of it
 """
 
 EPILOG = """\
@@ -65,7 +69,7 @@ def command(argv: Sequence[str]) -> int:
         if arguments[0] not in VERBS and not arguments[0].startswith("-"):
             refuse_mistyped_verb(arguments[0])
             arguments.insert(0, "up")
-        args = parser().parse_args(arguments)
+        args = parser(arguments[0]).parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = args.verb
         return run(args)
     except ConfigError as error:
@@ -74,7 +78,7 @@ def command(argv: Sequence[str]) -> int:
         return USAGE
     except SupervisorError as error:
         print(f"supervise: {error}", file=sys.stderr)
-        return FAILED
+        return error.exit_status
     except BrokenPipeError:
         # Whoever read our output has gone; so that Python's exit does not say it once more:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -119,7 +123,8 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(only: str = "") -> argparse.ArgumentParser:
+    """Of all verbs; those beside `only` without their flags, as some take long to import."""
     raw = argparse.RawDescriptionHelpFormatter
     top = Parser(
         prog="supervise",
@@ -132,7 +137,8 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(metavar="VERB", required=True, title="verbs", prog="supervise")
     for name, (help_text, configure) in VERBS.items():
         verb = verbs.add_parser(name, help=help_text, description=help_text, formatter_class=raw)
-        configure(verb)
+        if only in (name, "") or only not in VERBS:
+            configure(verb)
     return top
 
 
@@ -220,6 +226,24 @@ def _image(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.images import configure
 
     configure(verb)
+
+
+def _ps(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.ps import configure
+
+    configure(verb)
+
+
+def _stop(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.stop import configure
+
+    configure(verb)
+
+
+def _kill(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.stop import configure_kill
+
+    configure_kill(verb)
 
 
 def _init(verb: argparse.ArgumentParser) -> None:
@@ -323,6 +347,9 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "check": ("check a configuration file, start nothing", _check),
     "plan": ("print every step of a start, in order, without doing it", _plan),
     "doctor": ("try each namespace and each limit on this host", _doctor),
+    "ps": ("list the jobs of a running instance, and what they are doing", _ps),
+    "stop": ("stop jobs of a running instance, or all of it", _stop),
+    "kill": ("kill jobs at once, or send them a signal", _kill),
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
     "image": ("get images; list, inspect and remove those that are there", _image),
     "commit": ("make an image of what a run has written on top of its own", _commit),

@@ -1,21 +1,20 @@
 """Plain lines: an entry of the event log as one line of text, and how values are written.
 
 The plain view (no terminal, or no rich), the live view's margin notes, the summary and the
-explanations all write sizes, durations and reasons by the functions here.  Pure, but for
-`Printer`, which writes without ever holding up the event loop.
+explanations all write sizes, durations and reasons by the functions here.  Pure, and quick to
+import, as every verb does.
 
-May import: `errors`, `model`, `record`, `front.outlet`.
+May import: `errors`, `model`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from errno import EBADF, EIO, EPIPE
 from typing import Any, TextIO
 
-from supervisor.front.outlet import Outlet
 from supervisor.model.record import Reason
 
 Entry = Mapping[str, Any]
@@ -164,6 +163,9 @@ SAYS: dict[str, Callable[[Entry], str]] = {
         f"is being ended: {e['reason']}, by {e['by']}" + (f": {e['why']}" if e["why"] else "")
     ),
     "signal_sent": lambda e: f"was sent SIG{e['signal']}",
+    "steered": lambda e: (
+        f"steered by {e['by']}: {e['verb']}" + (f" ({e['why']})" if e.get("why") else "")
+    ),
     "copied_out": lambda e: f"left {e['path']} in {e['to']} ({size(e['bytes'])})",
     "kept": lambda e: f"left what it wrote in {e['path']}, run {e['run']}",
     "job_ended": lambda e: "ended: " + ending(e["record"]),
@@ -202,42 +204,6 @@ def record_line(entry: Entry) -> str | None:
 
 GONE = (EPIPE, EIO, EBADF)
 """What a stream says whose reader, or whose terminal, is there no more."""
-
-
-class Printer(Outlet[str]):
-    """Writes entries to a stream, line by line, from a worker thread.
-
-    A subscriber of the event log that never blocks: a terminal stopped by Ctrl-S, or a pipe
-    nobody reads, holds up the lines but no job.
-    """
-
-    def __init__(self, stream: TextIO, render: Callable[[Entry], str | None]) -> None:
-        super().__init__()
-        self._stream = stream
-        self._render = render
-
-    def __call__(self, entry: Entry) -> None:
-        line = self._render(entry)
-        if line is not None:
-            self.say(line)
-
-    def take(self) -> str:
-        """All that waits, as text ready to be written; empty when nothing does."""
-        return _text(*self.drain())
-
-    def write(self, items: Sequence[str], dropped: int) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        text = _text(items, dropped)
-        try:
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self._stream.flush()
-        except OSError as error:
-            # A full disk may have room again (the stream keeps its buffer); the log has it all.
-            self.closed = error.errno in GONE
-
-
-def _text(lines: Sequence[str], dropped: int) -> str:
-    return "".join(line + "\n" for line in (*lines, *([lost(dropped)] if dropped else ())))
 
 
 def lost(count: int) -> str:

@@ -21,6 +21,7 @@ import trio
 from attrs import frozen
 
 from supervisor.front import lines
+from supervisor.front.printer import Printer
 from supervisor.model.record import Reason
 from supervisor.model.state import State
 from supervisor.model.status import Capacity, InstanceStatus, JobStatus
@@ -238,7 +239,7 @@ class Live:
         self._stream = stream
         self._colour = colour
         self._clock = clock
-        self._notes = lines.Printer(stream, self._note_line)
+        self._notes = Printer(stream, self._note_line)
         self._console = make_console(stream, colour)
         self._gone = False
         self._ended = False

@@ -18,7 +18,8 @@ from supervisor.errors import KernelError
 from supervisor.front import imaging
 from supervisor.front.config import Config, config_from_flags
 from supervisor.front.flags import where
-from supervisor.front.lines import Entry, Printer, line_of
+from supervisor.front.lines import Entry, line_of
+from supervisor.front.printer import Printer
 from supervisor.model.record import Reason, RunRecord
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy

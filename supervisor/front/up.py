@@ -16,9 +16,14 @@ from typing import Any
 import trio
 
 from supervisor import __version__
+from supervisor.control.routes import About
+from supervisor.control.server import NAME as SOCKET
+from supervisor.control.server import served
 from supervisor.front import config as configuration
 from supervisor.front import imaging, journal, lines, live, notify, summary
 from supervisor.front.config import Config
+from supervisor.front.printer import Printer
+from supervisor.model.record import iso
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy
 from supervisor.record.eventlog import EventLog
@@ -55,7 +60,7 @@ class _Show:
         """The view on stderr and, if asked for, the records on stdout, while the jobs run."""
         async with trio.open_nursery() as nursery:
             if self.as_json:
-                records = lines.Printer(sys.stdout, lines.record_line)
+                records = Printer(sys.stdout, lines.record_line)
                 log.subscribe(records)
                 nursery.start_soon(records.run)
             if self.live:
@@ -69,10 +74,10 @@ class _Show:
             yield
             nursery.cancel_scope.cancel()
 
-    def _outlet(self, name: str) -> journal.Journal | lines.Printer:
+    def _outlet(self, name: str) -> journal.Journal | Printer:
         if journal.connected(2, os.environ):
             return journal.Journal(name, sys.stderr)
-        return lines.Printer(sys.stderr, lambda entry: lines.line_of(entry, self.colour_err))
+        return Printer(sys.stderr, lambda entry: lines.line_of(entry, self.colour_err))
 
     def summarise(self, instance: Instance, wall: float) -> None:
         out = sys.stderr if self.as_json else sys.stdout
@@ -93,7 +98,10 @@ async def _up(
     log = EventLog(settings.state.events, time.time)
     began = time.monotonic()
     try:
-        async with open_instance(settings, config.jobs, policies, log, manager) as instance:
+        async with (
+            open_instance(settings, config.jobs, policies, log, manager) as instance,
+            served(instance, log, _about(config, settings, instance)),
+        ):
             async with show.running(settings.name, instance, log), trio.open_nursery() as nursery:
                 await nursery.start(obey_signals, instance)
                 log.emit("supervisor_started", **_facts(config, instance))
@@ -106,6 +114,21 @@ async def _up(
         log.close()
     show.summarise(instance, time.monotonic() - began)
     return status
+
+
+def _about(config: Config, settings: Settings, instance: Instance) -> About:
+    """What clients are told of an instance."""
+    return About(
+        name=settings.name,
+        version=__version__,
+        pid=os.getpid(),
+        owner=os.geteuid(),
+        started_at=iso(time.time()),
+        state_dir=str(settings.state.root) if settings.state else "",
+        socket=str(settings.runtime / SOCKET),
+        config=str(Path(config.filename).absolute()),
+        cgroup=instance.shared.manager.version,
+    )
 
 
 def _facts(config: Config, instance: Instance) -> dict[str, Any]:

@@ -52,6 +52,7 @@ KINDS = (
     "limit_changed",
     "job_stopping",
     "signal_sent",
+    "steered",
     "copied_out",
     "kept",
     "job_ended",

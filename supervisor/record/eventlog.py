@@ -136,6 +136,16 @@ class EventLog:
         """
         self._subscribers.append(subscriber)
 
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Give it no more entries; nothing where it has been taken off already."""
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
+
+    @property
+    def seq(self) -> int:
+        """The number of the last entry."""
+        return self._seq
+
     def emit(self, event: str, **fields: Any) -> None:
         """Write one entry.  `fields` are JSON's types; `seq`, `time` and `event` are taken."""
         if self._lost:

@@ -220,6 +220,20 @@ class Job:
         if self._run is not None:
             self._run.stop(reason, by, why, now=now)
 
+    def signal(self, name: str) -> None:
+        """Send a signal, as "HUP", to every process of the job.
+
+        Raises SupervisorError when it has none now.
+        """
+        if self._run is None or not self._run.live:
+            raise SupervisorError(f"{self.spec.name} is {self.state}: no process of it is there")
+        self._run.send_signal(name)
+
+    @property
+    def limits(self) -> Limits:
+        """Those in force: of the present run, or of the next."""
+        return self._run.limits if self._run is not None else self._limits
+
     def _skip(self, why: str) -> None:
         """The record of a job that never ran."""
         at = iso(time.time())

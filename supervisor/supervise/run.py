@@ -358,6 +358,11 @@ class Run:
         return self._state
 
     @property
+    def live(self) -> bool:
+        """Whether its command has been executed, and its last process is still there."""
+        return self._timers is not None
+
+    @property
     def frozen(self) -> bool:
         return self._frozen
 

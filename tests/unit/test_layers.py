@@ -61,7 +61,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "supervisor.policy": ABOVE_FRONT[:2],
     "supervisor.record": ABOVE_FRONT[:2],
     "supervisor.supervise": ABOVE_FRONT,
-    "supervisor.front": (*ABOVE_FRONT, "supervisor.__version__"),
+    "supervisor.control": ABOVE_FRONT,
+    "supervisor.front": (*ABOVE_FRONT, "supervisor.control", "supervisor.__version__"),
+    "supervisor.front.verbs": ("supervisor.errors", "supervisor.model", "supervisor.front"),
     "supervisor.__main__": (*ABOVE_FRONT, "supervisor.front"),
     "supervisor": (),
     "plugins": ("supervisor.model", "supervisor.policy.hookspec"),
@@ -71,6 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 ONLY_IN = {
     "pyroute2": ("supervisor.linux.netlink",),
     "pyinotify": ("supervisor.linux.inotify",),
+    "h11": ("supervisor.control.http",),
     "rich": ("supervisor.front",),
     "httpx": ("supervisor.image.transport",),
     "elftools": ("supervisor.rootfs.elf",),

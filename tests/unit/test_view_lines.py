@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.front import lines
+from supervisor.front.printer import Printer
 from supervisor.model import Reason, RunRecord
 from supervisor.model.action import KillJob, Notify, RaiseLimit, Retry, SignalJob
 from supervisor.model.record import MemoryUse
@@ -107,6 +108,14 @@ OOM = RunRecord(
             "12:03:01 a is being ended: policy, by p: a bomb",
         ),
         (entry("signal_sent", job="a", signal="TERM"), "12:03:01 a was sent SIGTERM"),
+        (
+            entry("steered", job="a", verb="stop", by="root (uid 0)", uid=0, pid=7, why="late"),
+            "12:03:01 a steered by root (uid 0): stop (late)",
+        ),
+        (
+            entry("steered", verb="stop", by="uid 7", uid=7, pid=7),
+            "12:03:01 steered by uid 7: stop",
+        ),
         (entry("warning", text="w"), "12:03:01 warning: w"),
         (entry("job_waiting", job="a", waiting_for="b"), None),
         (entry("supervisor_started"), None),
@@ -193,7 +202,7 @@ def test_records_are_one_line_of_json():
 
 async def test_the_printer_writes_what_is_left_when_it_is_cancelled():
     stream = io.StringIO()
-    printer = lines.Printer(stream, lines.line_of)
+    printer = Printer(stream, lines.line_of)
     printer(entry("warning", text="before"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(printer.run)
@@ -207,9 +216,9 @@ async def test_the_printer_writes_what_is_left_when_it_is_cancelled():
 async def test_a_reader_that_does_not_read_holds_up_nobody():
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as out, os.fdopen(writer, "w") as stream:
-        printer = lines.Printer(stream, lines.line_of)
+        printer = Printer(stream, lines.line_of)
         for _ in range(3):
-            for _ in range(lines.Printer.ROOM):
+            for _ in range(Printer.ROOM):
                 printer.say("x" * 100)
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
@@ -219,7 +228,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody():
                     await trio.sleep(0)
                 printer.say("never seen")
                 nursery.cancel_scope.cancel()
-        await trio.to_thread.run_sync(drain, out, (lines.Printer.ROOM * 101))
+        await trio.to_thread.run_sync(drain, out, (Printer.ROOM * 101))
         stream.flush()
 
 
@@ -235,7 +244,7 @@ async def test_a_reader_that_has_gone_ends_the_printing_only():
     reader, writer = os.pipe()
     os.close(reader)
     stream = os.fdopen(writer, "w")
-    printer = lines.Printer(stream, lines.line_of)
+    printer = Printer(stream, lines.line_of)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(printer.run)
         printer.say("x")
@@ -251,7 +260,7 @@ async def test_a_reader_that_has_gone_ends_the_printing_only():
 async def test_text_that_the_stream_cannot_encode_is_escaped():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    printer = lines.Printer(stream, lines.line_of)
+    printer = Printer(stream, lines.line_of)
     printer.say("größer")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(printer.run)

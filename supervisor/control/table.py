@@ -1,0 +1,11 @@
+"""Every route there is.
+
+May import: the modules of `control` that have some.
+"""
+
+from __future__ import annotations
+
+from supervisor.control import about, jobs
+from supervisor.control.routes import Route
+
+ROUTES: tuple[Route, ...] = (*about.ROUTES, *jobs.ROUTES)

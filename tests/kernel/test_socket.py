@@ -1,0 +1,101 @@
+"""The socket of a real instance, and the verbs that speak to it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.batch import Batch, Running
+from tests.support.command import Done
+
+pytestmark = pytest.mark.kernel
+
+TWO = (
+    '[jobs.one]\ncommand = "sleep 1000"\n[jobs.two]\ncommand = "sleep 1000"\nlimits.memory = "64M"'
+)
+
+Ask = Callable[..., Done]
+
+
+@pytest.fixture
+def ask(batch: Batch) -> Ask:
+    """A client verb, told of this test's instance."""
+
+    def call(*words: str) -> Done:
+        path = batch.where.runtime / batch.name / "socket"
+        return batch.supervise(*words, environment={"SUPERVISE_SOCKET": str(path)})
+
+    return call
+
+
+def test_jobs_are_listed_and_stopped(batch: Batch, ask: Ask) -> None:
+    with batch.start(TWO) as running:
+        running.wait_started("one", "two")
+        path = batch.where.runtime / batch.name / "socket"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        table = ask("ps")
+        assert [line.split()[:2] for line in table.stdout.splitlines()[1:]] == [
+            ["one", "running"],
+            ["two", "running"],
+        ]
+        assert ask("ps", "-q", "--state", "running").stdout == "one\ntwo\n"
+        jobs = [json.loads(line) for line in ask("ps", "--json").stdout.splitlines()]
+        assert [job["memory_limit"] for job in jobs] == [None, 64 << 20]
+
+        assert ask("stop", "one", "--why", "enough").stdout == "one\n"
+        running.wait_for(r" one ended: stopped")
+        refused = ask("stop", "one")
+        assert (refused.status, refused.stdout) == (1, "")
+        assert "one has ended already: stopped" in refused.stderr
+        unknown = ask("kill", "twp")
+        assert unknown.status == 2
+        assert "did you mean two?" in unknown.stderr
+        assert ask("stop").status == 0
+        result = running.finish()
+    assert result.status == 130
+    assert result.reasons == {"one": "stopped", "two": "stopped"}
+    steered = batch.entries("steered")
+    assert [(one["verb"], one.get("job"), one["by"], one["why"]) for one in steered] == [
+        ("stop", "one", "root (uid 0)", "enough"),
+        ("stop", None, "root (uid 0)", ""),
+    ]
+
+
+def test_a_signal_reaches_the_job_and_kill_is_final(batch: Batch, ask: Ask) -> None:
+    ready = batch.fifo("ready")
+    script = "trap 'echo heard > /tmp/ready' USR1; echo up > /tmp/ready; while :; do sleep 1; done"
+    job = f'[jobs.one]\ncommand = ["sh", "-c", "{script}"]\nrestart.when = "always"'
+    with batch.start(job, defaults=batch.sees(ready)) as running:
+        assert batch.told(ready, 1) == ["up"]
+        assert ask("kill", "-s", "sigusr1", "one").status == 0
+        assert batch.told(ready, 1) == ["heard"]
+        wrong = ask("kill", "-s", "NONSENSE", "one")
+        assert wrong.status == 2
+        assert '"NONSENSE" is no signal' in wrong.stderr
+        assert ask("kill", "one").stdout == "one\n"
+        result = running.finish()
+    assert result["one"]["signal"] == 9
+    assert len(result.runs) == 1
+
+
+def test_without_an_instance_it_is_said_where_one_was_looked_for(batch: Batch, ask: Ask) -> None:
+    gone = ask("ps")
+    assert gone.status == 125
+    assert f"{batch.name}/socket: no instance listens there" in gone.stderr
+
+
+def test_a_stale_socket_is_replaced(batch: Batch, ask: Ask) -> None:
+    batch.write(TWO)
+    first = batch.supervise.start(batch.path)
+    view = Running(first, batch)
+    view.wait_started("one", "two")
+    first.kill()
+    view.finish()
+    assert (batch.where.runtime / batch.name / "socket").is_socket()
+    assert ask("ps").status == 125
+    with batch.start(TWO) as running:
+        running.wait_started("one", "two")
+        assert ask("ps", "-q").stdout == "one\ntwo\n"
