@@ -222,6 +222,12 @@ def _volume(verb: argparse.ArgumentParser) -> None:
     configure(verb)
 
 
+def _history(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.history import configure
+
+    configure(verb)
+
+
 def _image(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.images import configure
 
@@ -350,6 +356,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "ps": ("list the jobs of a running instance, and what they are doing", _ps),
     "stop": ("stop jobs of a running instance, or all of it", _stop),
     "kill": ("kill jobs at once, or send them a signal", _kill),
+    "history": ("the runs of before: which there were, why they ended, and on what", _history),
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
     "image": ("get images; list, inspect and remove those that are there", _image),
     "commit": ("make an image of what a run has written on top of its own", _commit),

@@ -23,8 +23,11 @@ from supervisor.front.schema import IMAGES, SUPERVISOR, TOP
 from supervisor.front.settings import (
     Capacity,
     Config,
+    Events,
+    History,
     ImageSettings,
     LayerLimits,
+    Runs,
     SupervisorSettings,
     default_runtime,
     default_state,
@@ -146,6 +149,9 @@ def _supervisor(
         state_dir=state,
         runtime_dir=Path(runtime),
         capacity=Capacity(**section(values, "capacity")),
+        history=History(**section(values, "history")),
+        runs=Runs(**section(values, "runs")),
+        events=Events(**section(values, "events")),
         **section(values, "network"),
         **single,
     )

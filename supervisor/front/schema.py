@@ -138,6 +138,24 @@ SUPERVISOR = Table((
             "The same for the sum of `limits.cpus`, which each job must have then.", "none", "4"),
     Setting("capacity.jobs", _whole(1, 1000000, unbounded=True), "How many jobs run at once.",
             "none", "16"),
+    Setting("history.keep", DEADLINE, "How long the history knows of a run that has ended.",
+            '"90d"', '"365d"'),
+    Setting("history.runs", _whole(1, 100_000_000, unbounded=True),
+            "How many runs it knows of, the last ones.", "10000", "100000"),
+    Setting("runs.keep", DEADLINE,
+            "How long a run's directory and its log files stay when it has ended.", '"max"',
+            '"30d"'),
+    Setting("runs.count", _whole(1, 100_000_000, unbounded=True),
+            "For how many runs they stay, the last ones.", '"max"', "1000"),
+    Setting("runs.layers", BOOLEAN,
+            "Whether these bounds are also for runs with a kept layer (`keep`) or results "
+            "(`copy_out`); else those stay until you remove them.", "false", "true"),
+    Setting("events.size", Kind(BYTES + NO_LIMIT, kinds.size(65536, unbounded=True), "SIZE",
+                                kinds.scalar),
+            "From which size on `events.ndjson` becomes `events.ndjson.1`, and a new one is begun.",
+            '"64M"', '"16M"'),
+    Setting("events.files", _whole(1, 1000), "How many such files there are, the oldest goes.",
+            "4", "8"),
 ))  # fmt: skip
 
 _ACTION = "`{ action = … }` (see Actions), or a policy's name or path"

@@ -31,6 +31,34 @@ class Capacity:
 
 
 @frozen
+class History:
+    """How long the history goes back: seconds, runs; None for no bound."""
+
+    keep: float | None = 90 * 86400.0
+    runs: int | None = 10000
+
+
+@frozen
+class Runs:
+    """How long run directories and logs stay after a run's end: seconds, and how many.
+
+    `layers`: also those of runs with a kept layer, or with results (`copy_out`).
+    """
+
+    keep: float | None = None
+    count: int | None = None
+    layers: bool = False
+
+
+@frozen
+class Events:
+    """How large a file of the event log gets, in bytes (None: no bound), and how many there are."""
+
+    size: int | None = 64 << 20
+    files: int = 4
+
+
+@frozen
 class SupervisorSettings:
     """The instance.  `plugins` are names, or absolute paths of files, in the order of asking.
 
@@ -45,6 +73,9 @@ class SupervisorSettings:
     capacity: Capacity = Capacity()
     cgroup_parent: str | None = None
     pool: str | None = None
+    history: History = History()
+    runs: Runs = Runs()
+    events: Events = Events()
 
 
 @frozen

@@ -14,7 +14,15 @@ from attrs import asdict, fields
 
 from supervisor.front import networks
 from supervisor.front.problems import is_bare
-from supervisor.front.settings import Config, ImageSettings, LayerLimits, SupervisorSettings
+from supervisor.front.settings import (
+    Config,
+    Events,
+    History,
+    ImageSettings,
+    LayerLimits,
+    Runs,
+    SupervisorSettings,
+)
 from supervisor.model.job import (
     HIDDEN,
     Device,
@@ -68,7 +76,26 @@ def _supervisor(settings: SupervisorSettings) -> dict[str, Any]:
         **_set({"cgroup_parent": settings.cgroup_parent}),
         **_set({"network": {"pool": settings.pool} if settings.pool else None}),
         **_nonempty({"capacity": _units(asdict(settings.capacity))}),
+        **_nonempty(
+            {key: _bounds(getattr(settings, key)) for key in ("history", "runs", "events")}
+        ),
     }
+
+
+def _bounds(section: History | Runs | Events) -> dict[str, Any]:
+    """What is not as it is by default; None is no bound."""
+    found: dict[str, Any] = {}
+    for one in fields(type(section)):
+        value = getattr(section, one.name)
+        if value != one.default:
+            found[one.name] = "max" if value is None else _bound(one.name, value)
+    return found
+
+
+def _bound(name: str, value: Any) -> Any:
+    if name == "keep":
+        return duration_text(value)
+    return size_text(value) if name == "size" else value
 
 
 def _images(settings: ImageSettings) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from supervisor.model.record import iso
 from supervisor.policy import registry
 from supervisor.policy.registry import Policy
 from supervisor.record.eventlog import EventLog
-from supervisor.record.runs import StateDir
+from supervisor.record.runs import Bounds, StateDir
+from supervisor.supervise import historian
 from supervisor.supervise.admission import Room
 from supervisor.supervise.instance import Instance, Settings, examine, open_instance
 from supervisor.supervise.shutdown import obey_signals
@@ -95,10 +96,11 @@ async def _up(
     assert settings.state is not None
     manager = examine(settings, config.jobs)
     settings.state.make()
-    log = EventLog(settings.state.events, time.time)
+    log = _log(config, settings.state)
     began = time.monotonic()
     try:
         async with (
+            _recorded(config, settings.state, log),
             open_instance(settings, config.jobs, policies, log, manager) as instance,
             served(instance, log, _about(config, settings, instance)),
         ):
@@ -129,6 +131,24 @@ def _about(config: Config, settings: Settings, instance: Instance) -> About:
         config=str(Path(config.filename).absolute()),
         cgroup=instance.shared.manager.version,
     )
+
+
+def _log(config: Config, state: StateDir) -> EventLog:
+    own = config.supervisor.events
+    given = historian.number_of(state)
+    return EventLog(state.events, time.time, size=own.size, most=own.files, after=given)
+
+
+@asynccontextmanager
+async def _recorded(config: Config, state: StateDir, log: EventLog) -> AsyncIterator[None]:
+    own = config.supervisor.history
+
+    def late(text: str) -> None:
+        print(f"supervise: {text}", file=sys.stderr)
+
+    with historian.recorded(state, Bounds(own.keep, own.runs), log, late) as one:
+        log.subscribe(one)
+        yield
 
 
 def _facts(config: Config, instance: Instance) -> dict[str, Any]:

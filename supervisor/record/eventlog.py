@@ -1,7 +1,8 @@
 """The event log: STATE/NAME/events.ndjson, one JSON object a line, numbered without reuse.
 
-An entry goes through a chain of plain callables, dict in, dict out, the renderer last.  The
-entries and their fields are listed in docs/verdicts.md.
+When the file has grown large it becomes events.ndjson.1, and a new one is begun; the numbers run
+on (`record.eventfiles` reads them all).  An entry goes through a chain of plain callables, dict
+in, dict out, the renderer last.  The entries and their fields are listed in docs/verdicts.md.
 
 A log that cannot be written (disk full, quota, I/O error) stops nobody: the entries are counted,
 subscribers hear of it at once, and the first write that succeeds is preceded by `log_lost`.
@@ -12,7 +13,6 @@ May import: `errors`, `model`, structlog (inside functions: its import takes ten
 from __future__ import annotations
 
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable, MutableMapping
@@ -24,47 +24,30 @@ from supervisor.errors import KernelError
 from supervisor.model.event import Event
 from supervisor.model.record import iso
 from supervisor.record.entries import entry_of
+from supervisor.record.eventfiles import aged, files, last_of_all
 
 Entry = MutableMapping[str, Any]
 """One entry: `seq`, `time`, `event`, and the fields of that event."""
 
 Subscriber = Callable[[Entry], None]
 
-HEAD = re.compile(rb'^\{"seq": (\d+),', re.MULTILINE)
-CHUNK = 65536
-
-
-def last_seq(path: Path) -> int:
-    """The highest sequence number that `path` may hold; 0 for a missing or an empty file.
-
-    Read from the end, as the file may be large.  `seq` is the first key of a line, so a torn
-    line still tells it; lines too short even for that count as one number each.  Raises
-    KernelError.
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            want = min(CHUNK, size)
-            while True:
-                file.seek(size - want)
-                tail = file.read(want)
-                found = list(HEAD.finditer(tail))
-                if found or want == size:
-                    break
-                want = min(2 * want, size)
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise KernelError("read", str(path), error.errno or 0) from error
-    last, end = (int(found[-1][1]), found[-1].end()) if found else (0, 0)
-    return last + len([line for line in tail[end:].split(b"\n")[bool(found) :] if line])
+SIZE = 64 << 20
+"""Bytes from which on a new file is begun."""
+FILES = 4
+"""How many files there are at most, the one that is written included."""
 
 
 class LogFile:
-    """A file that lines are appended to, each by one write(2).  `why`: the last thing it said."""
+    """A file that lines are appended to, each by one write(2).  `why`: the last thing it said.
 
-    def __init__(self, path: Path) -> None:
+    Where a line would make it longer than `size` bytes it is renamed, and a new one begun.
+    """
+
+    def __init__(self, path: Path, size: int | None = None, most: int = FILES) -> None:
         self.path = path
+        self._size = size
+        self._most = most
+        self._length = 0
         self.why = ""
         self._fd = -1
         self._torn = False
@@ -81,24 +64,50 @@ class LogFile:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
         self._fd = os.open(self.path, flags, 0o600)
         info = os.fstat(self._fd)
-        if stat.S_ISREG(info.st_mode) and info.st_size:
-            self._torn = os.pread(self._fd, 1, info.st_size - 1) != b"\n"
+        self._length = info.st_size
+        if not stat.S_ISREG(info.st_mode) or self.path.is_symlink():
+            self._size = None  # somebody has the log go elsewhere
+        if stat.S_ISREG(info.st_mode):
+            self._torn = info.st_size > 0 and os.pread(self._fd, 1, info.st_size - 1) != b"\n"
 
     def append(self, line: str) -> bool:
         """Whether the whole of `line` was written; whatever the disk says, nothing is raised."""
         try:
             if self._fd < 0:
                 self._open()
-            data = (b"\n" if self._torn else b"") + line.encode() + b"\n"
+            text = line.encode() + b"\n"
+            if self._size is not None and 0 < self._length > self._size - len(text):
+                self._rotate(self._size)
+            data = (b"\n" if self._torn else b"") + text
             written = os.write(self._fd, data)
         except OSError as error:
             self.why = str(error.strerror)
             return False
+        self._length += written
         # The disk may fill up half way: the torn line is closed by the next write.
         self._torn = data[written - 1 : written] != b"\n"
         if written < len(data):
             self.why = os.strerror(ENOSPC)
         return written == len(data)
+
+    def _rotate(self, size: int) -> None:
+        """events.ndjson becomes events.ndjson.1, and so on; the oldest goes.
+
+        Where that fails (EROFS, ENOSPC) the same file goes on, for another `size` bytes.
+        """
+        try:
+            for one in files(self.path):
+                number = 0 if one == self.path else int(one.suffix[1:])
+                if number + 1 < self._most:
+                    one.rename(aged(self.path, number + 1))
+                else:
+                    one.unlink()
+        except OSError as error:
+            self.why = str(error.strerror)
+            self._size = self._length + size
+            return
+        self.close()
+        self._open()
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -109,15 +118,25 @@ class LogFile:
 class EventLog:
     """The open event log of one instance; used from the event loop's thread only."""
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float],
+        *,
+        size: int | None = SIZE,
+        most: int = FILES,
+        after: int = 0,
+    ) -> None:
         """Open `path` (made, with its directory, when missing); `clock` gives Unix time.
 
-        Raises KernelError when it cannot be opened for any reason but a full disk.
+        From `size` bytes on a new file is begun, `most` stay.  `after`: a number that was given,
+        whatever the files say.  Raises KernelError when it cannot be opened for any reason but a
+        full disk.
         """
         structlog = import_structlog()
         self._clock = clock
-        self._seq = last_seq(path)
-        self._file = LogFile(path)
+        self._seq = max(after, last_of_all(path))
+        self._file = LogFile(path, size, most)
         self._subscribers: list[Subscriber] = []
         self._failed: list[str] = []
         self._lost = 0

@@ -2,6 +2,7 @@
 
     STATE/NAME/
         events.ndjson           the event log (`record.eventlog`)
+        history.sqlite3         the same to be searched, and longer (`record.history`)
         logs/JOB.STAMP.out      what the payload wrote, and .err
         runs/RUN/spec.json      what was started: written before the container is made
         runs/RUN/exit           how it ended: written by the job's init (`record.exit_record`)
@@ -35,6 +36,17 @@ STAMP_LENGTH = 8
 UNSAFE = re.compile(r"[^A-Za-z0-9._=,+@-]")
 NAME_LENGTH = 100
 """NAME_MAX is 255 bytes, for a stamp, a name and an ending."""
+
+
+@frozen
+class Bounds:
+    """What is kept of runs that have ended: those of the last `keep` seconds, `runs` at most.
+
+    None: no bound.
+    """
+
+    keep: float | None = None
+    runs: int | None = None
 
 
 def safe_name(job: str) -> str:
@@ -86,6 +98,10 @@ class StateDir:
     @property
     def events(self) -> Path:
         return self.root / "events.ndjson"
+
+    @property
+    def history(self) -> Path:
+        return self.root / "history.sqlite3"
 
     @property
     def runs(self) -> Path:

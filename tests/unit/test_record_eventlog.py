@@ -30,7 +30,8 @@ from supervisor.model import (
 )
 from supervisor.model.action import Action
 from supervisor.record import entries
-from supervisor.record.eventlog import CHUNK, EventLog, last_seq
+from supervisor.record.eventfiles import CHUNK, last_seq
+from supervisor.record.eventlog import EventLog
 
 
 def clock() -> float:
