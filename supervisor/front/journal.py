@@ -3,8 +3,7 @@
     journalctl SUPERVISE_JOB=compress SUPERVISE_REASON=oom
 
 Used where stderr is connected to the journal, in place of plain lines.  The protocol is systemd's
-own (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram an entry, NAME=VALUE lines, a value with a
-newline in it preceded by its length; what is too long for a datagram goes as a sealed memfd.
+own (`record.journald`).
 
 An entry of the event log goes through a chain of structlog's: `fields`, then `encode`.
 
@@ -13,24 +12,18 @@ May import: `model`, `record`, `front.lines`, `front.outlet`.
 
 from __future__ import annotations
 
-import array
-import fcntl
 import json
 import os
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from errno import EMSGSIZE, ENOBUFS
 from typing import Any, TextIO
 
 from supervisor.front.lines import SAYS, Entry, lost
 from supervisor.front.outlet import Outlet
+from supervisor.record import journald
 from supervisor.record.eventlog import import_structlog
-
-SOCKET = "/run/systemd/journal/socket"
-
-ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
-"""Priorities of syslog(3)."""
+from supervisor.record.journald import ERROR, INFO, NOTICE, SOCKET, WARNING, send
 
 PRIORITIES = {
     "memory_limit": NOTICE,
@@ -43,6 +36,7 @@ PRIORITIES = {
     "limit_changed": NOTICE,
     "notify": NOTICE,
     "cleanup_failed": ERROR,
+    "output_lost": WARNING,
     "warning": WARNING,
 }
 """All others are INFO; but the end of a run that was not meant to end so is an ERROR."""
@@ -145,14 +139,7 @@ def _priority(entry: Entry) -> int:
 
 def encode(_logger: Any, _method: str, found: Mapping[str, str]) -> bytes:
     """The native protocol's form: the last of the chain."""
-    return b"".join(_field(name, value) for name, value in found.items())
-
-
-def _field(name: str, value: str) -> bytes:
-    data = value.encode("utf-8", "backslashreplace")
-    if b"\n" in data:
-        return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
-    return name.encode() + b"=" + data + b"\n"
+    return journald.encode({k: v.encode("utf-8", "backslashreplace") for k, v in found.items()})
 
 
 def message(datagram: bytes) -> str:
@@ -162,27 +149,3 @@ def message(datagram: bytes) -> str:
         (length,) = struct.unpack_from("<Q", rest, 1)
         return rest[9 : 9 + length].decode().replace("\n", " ")
     return rest[1:].partition(b"\n")[0].decode()
-
-
-def send(journal: socket.socket, datagram: bytes) -> None:
-    """One entry, as a datagram or, where that is too long, in a memfd.  Raises OSError."""
-    try:
-        journal.send(datagram)
-    except OSError as error:
-        if error.errno not in (EMSGSIZE, ENOBUFS):
-            raise
-        _send_file(journal, datagram)
-
-
-def _send_file(journal: socket.socket, data: bytes) -> None:
-    """The journal maps the file, so it takes only one that cannot change any more."""
-    file = os.memfd_create("supervise-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(file, "wb", closefd=False) as writer:
-            writer.write(data)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
-        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))]
-        journal.sendmsg([], passed)
-    finally:
-        os.close(file)

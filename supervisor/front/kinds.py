@@ -24,6 +24,7 @@ from supervisor.image.platforms import Platform
 from supervisor.model import units
 
 PAGE = 4096
+SINKS = ("files", "journald")
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 """Names of instances and jobs: safe as a file's, a cgroup's and a shell word."""
@@ -95,6 +96,15 @@ def keep(value: Any, context: Context) -> str:
         return "always" if value else "never"
     text: str = one_of("never", "on-failure", "always")(value, context)
     return text
+
+
+def sinks(value: Any, context: Context) -> tuple[str, ...]:
+    """Where a log goes: one place, or an array of them; each once, in one order."""
+    one = one_of(*SINKS)
+    found = each(value, one, context) if isinstance(value, list) else (one(value, context),)
+    if not found:
+        raise must("an array with a place in it", value)
+    return tuple(word for word in SINKS if word in found)
 
 
 def one_of(*words: str, later: tuple[str, ...] = ()) -> Parser:

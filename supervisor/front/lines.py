@@ -166,6 +166,7 @@ SAYS: dict[str, Callable[[Entry], str]] = {
     "steered": lambda e: (
         f"steered by {e['by']}: {e['verb']}" + (f" ({e['why']})" if e.get("why") else "")
     ),
+    "output_lost": lambda e: f"lost {e['bytes']} bytes of its std{e['stream']}: {e['why']}",
     "copied_out": lambda e: f"left {e['path']} in {e['to']} ({size(e['bytes'])})",
     "kept": lambda e: f"left what it wrote in {e['path']}, run {e['run']}",
     "job_ended": lambda e: "ended: " + ending(e["record"]),
@@ -191,10 +192,13 @@ def line_of(entry: Entry, colour: bool = False) -> str | None:
     return f"{paint(at, DIM, colour)} {job}{paint(clean(say(entry)), _tint(entry), colour)}"
 
 
+_TINTS = {"oom_kill": RED} | dict.fromkeys(("warning", "cleanup_failed", "output_lost"), YELLOW)
+
+
 def _tint(entry: Entry) -> str:
     if entry["event"] == "job_ended":
         return GREEN if entry["expected"] else RED
-    return {"oom_kill": RED, "warning": YELLOW, "cleanup_failed": YELLOW}.get(entry["event"], "")
+    return _TINTS.get(str(entry["event"]), "")
 
 
 def record_line(entry: Entry) -> str | None:

@@ -47,7 +47,7 @@ STATE_COLOURS = {
 
 ABOVE = frozenset(
     {"oom_kill", "decision", "limit_changed", "job_ended", "retry", "notify", "warning"}
-    | {"cleanup_failed", "restart", "copied_out", "kept"}
+    | {"cleanup_failed", "restart", "copied_out", "kept", "output_lost"}
 )
 """The entries whose line is kept above the table; the table itself shows the others."""
 

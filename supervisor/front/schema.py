@@ -264,6 +264,24 @@ RLIMITS = (
             "rlimit-stack"),
 )  # fmt: skip
 
+LEAST_LOG = 64 * 1024
+LOG = (
+    Setting("log.timestamps", BOOLEAN, "Whether each line begins with the time at which it came "
+            "(RFC 3339, UTC). See logs.md.", "false", "true", "log-timestamps"),
+    Setting("log.max_size", Kind(BYTES + NO_LIMIT, kinds.size(LEAST_LOG, unbounded=True), "SIZE",
+                                 kinds.scalar),
+            "From which size on a log file's older part is moved out, without losing a byte.",
+            "none", '"10M"'),
+    Setting("log.keep", _whole(0, 1000), "How many such parts of each stream are kept.", "3", "5"),
+    Setting("log.sink", Kind('`"files"`, `"journald"`, or an array of both', kinds.sinks,
+                             "files|journald"),
+            "Where its output goes: the run's log files, the systemd journal.", '"files"',
+            '["files", "journald"]'),
+    Setting("log.on_full", _words("error", "drop"),
+            "When there is no room for its output: its own write fails (ENOSPC), or the output is "
+            "dropped and counted, and it goes on.", '"error"', '"drop"'),
+)  # fmt: skip
+
 _PART = Kind('share of the time: `"15%"`' + NO_LIMIT, kinds.part(unbounded=True), "SHARE")
 PRESSURE = (
     Setting("pressure.memory", _PART,
@@ -421,6 +439,7 @@ JOB = Table((
             '"500ms"', "restart-backoff"),
     Setting("restart.max_backoff", DURATION, "The longest wait.", '"1m"', '"10m"',
             "restart-max-backoff"),
+    *LOG,
     Setting("after", Kind("array of jobs' names; a matrix's own name means all its members",
                           kinds.array(kinds.string, "an array of jobs' names"), "JOB"),
             "Start when these have ended as they should.", "[]", '["fetch"]'),

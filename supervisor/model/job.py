@@ -146,6 +146,28 @@ class PressureAt:
         return {resource: share for resource, share in shares.items() if share is not None}
 
 
+Sink = Literal["files", "journald"]
+
+
+@frozen
+class Log:
+    """Where its stdout and stderr go; `max_size` in bytes of one file, None: it just grows.
+
+    `keep` are the older files beside it.  `on_full`: what a write does where the disk is full.
+    """
+
+    timestamps: bool = False
+    max_size: int | None = None
+    keep: int = 3
+    sink: tuple[Sink, ...] = ("files",)
+    on_full: Literal["error", "drop"] = "error"
+
+    @property
+    def copied(self) -> bool:
+        """Whether the supervisor stands between the job and its files in any case."""
+        return self.timestamps or self.on_full == "drop" or self.sink != ("files",)
+
+
 @frozen
 class UserNamespace:
     """Whose ids the job's are.
@@ -278,6 +300,7 @@ class JobSpec:
     cpu_time: float | None = None
     stop: Stop = Stop()
     restart: Restart = Restart()
+    log: Log = Log()
     after: tuple[str, ...] = ()
     priority: int = 0
     hooks: Mapping[str, InlineAction | PolicyName] = field(factory=dict)

@@ -75,10 +75,14 @@ class IoUse:
 
 @frozen
 class OutputUse:
-    """Bytes of stdout and stderr together; None where they went past the supervisor."""
+    """Bytes of stdout and stderr together; None where they went past the supervisor.
+
+    `lost` were written by the job, and there was no room for them.
+    """
 
     limit: int | None = None
     bytes: int | None = None
+    lost: int | None = None
 
 
 @frozen

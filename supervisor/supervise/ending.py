@@ -54,7 +54,7 @@ class _Read:
     foreign: bool = False
 
 
-def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord:
+def conclude(run: Run, storage: Storage, status: ExitStatus | Lost, output: OutputUse) -> RunRecord:
     """The record of a run whose processes are all gone."""
     found = storage.exit_record()
     read = _read_cgroup(run)
@@ -75,11 +75,10 @@ def conclude(run: Run, storage: Storage, status: ExitStatus | Lost) -> RunRecord
             oom=run.spec.oom,
         )
     )
-    written = storage.output_bytes() if run.output is None else run.output.written
     record = _record(run, reason, code, number, read, found, told)
     return evolve(
         record,
-        output=OutputUse(run.limits.output, written),
+        output=output,
         disk=use,
         evidence=record.evidence
         + (() if run.disk is None else run.disk.evidence())

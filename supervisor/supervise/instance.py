@@ -34,6 +34,7 @@ from supervisor.policy.registry import Policy
 from supervisor.record.runs import StateDir
 from supervisor.supervise import preflight
 from supervisor.supervise.admission import Admission, Room
+from supervisor.supervise.growth import Growth
 from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.images import Images, Source
@@ -181,6 +182,7 @@ async def open_instance(
             id_ranges=ids,
             projects=projects,
             images=images,
+            growth=Growth(nursery),
         )
         instance = Instance(shared, specs)
         stops.append(instance.stop)

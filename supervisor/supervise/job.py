@@ -78,6 +78,10 @@ class Job:
         else:
             await self._attempts()
         self._enter(State.ENDED)
+        runs = len([record for record in self.records if record.run])
+        self.shared.log.emit(
+            "job_finished", job=self.spec.name, runs=runs, expected=self.records[-1].expected
+        )
         self.ended.set()
 
     async def _turn(self, others: Mapping[str, Job]) -> str:

@@ -1,7 +1,8 @@
-"""A bound on what a job writes to its stdout and stderr, both together: `limits.output`.
+"""Copying what a job writes to its stdout and stderr.
 
-May import: `errors`, trio.  Only a job with such a limit has pipes for its streams, and a task that
-copies them to where they would have gone: what is written is exactly the limit, and no byte more.
+May import: `errors`, `supervise.target`, trio.  Only a job with a limit on its output
+(`limits.output`), or whose `log` asks for what it cannot do itself, has pipes for its streams, and
+a task that copies them to their targets; of a limit exactly so much arrives, and no byte more.
 Others write to their files themselves, and need nobody.
 """
 
@@ -10,23 +11,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import sys
 import termios
 from collections.abc import Callable, Sequence
 
 import trio
 
-CHUNK = 64 * 1024
-PIECE = 4096
-"""Bytes for one write(2): somebody who reads slowly is seen to take them (PIPE_BUF, pipe(7))."""
+from supervisor.supervise.target import CHUNK, Target
 
 STALLED = 5.0
 """Seconds, in a hurry: a target that takes nothing for so long is given up."""
 
 
 class Output:
-    """Copies from the reading end of each pipe to its target until the job is over.
+    """Copies from the reading end of each pipe to its targets until the job is over.
 
     `full` is called once, when the limit is passed; `trouble` with the text of a failed write, once
     for each target.  What comes after either is read, so that nobody waits, and dropped.
@@ -34,8 +32,8 @@ class Output:
 
     def __init__(
         self,
-        pairs: Sequence[tuple[int, int]],
-        limit: int,
+        pairs: Sequence[tuple[int, Sequence[Target]]],
+        limit: int | None,
         *,
         full: Callable[[], None],
         trouble: Callable[[str], None],
@@ -45,23 +43,32 @@ class Output:
         self._full = full
         self._trouble = trouble
         self._told = False
-        self._failed: set[int] = set()
-        self._broken: set[int] = set()
+        self._failed: set[Target] = set()
+        self._broken: set[Target] = set()
+        self._complained: set[Target] = set()
         self._waits: set[trio.CancelScope] = set()
         self._over = False
         self._hurry = trio.Event()
         self._copied = trio.Event()
         self._taken = 0
-        self.written = 0
-        """Bytes that have arrived at their targets."""
+
+    @property
+    def written(self) -> int:
+        """Bytes that have arrived, of each stream at the first of its targets."""
+        return sum(targets[0].arrived for _, targets in self._pairs)
+
+    @property
+    def lost(self) -> int:
+        """Bytes that have not, though they were within the limit."""
+        return sum(targets[0].lost for _, targets in self._pairs)
 
     async def run(self) -> None:
         """Until every writer has closed its end, or `finish`."""
         try:
             async with trio.open_nursery() as nursery:
-                for reader, target in self._pairs:
+                for reader, targets in self._pairs:
                     os.set_blocking(reader, False)
-                    nursery.start_soon(self._copy, reader, target)
+                    nursery.start_soon(self._copy, reader, targets)
         finally:
             self._copied.set()
 
@@ -80,19 +87,27 @@ class Output:
         """From now on nobody is waited for who reads nothing for STALLED seconds."""
         self._hurry.set()
 
-    async def _copy(self, reader: int, target: int) -> None:
+    async def _copy(self, reader: int, targets: Sequence[Target]) -> None:
+        if await self._copy_on(reader, targets):
+            await self._copy_rest(reader, targets)
+        for target in targets:
+            if target not in self._failed:
+                await self._finish(target)
+
+    async def _copy_on(self, reader: int, targets: Sequence[Target]) -> bool:
+        """While the job runs; False when nothing is left to be read."""
         while not self._over:
             await self._wait(reader)
             data = _read_now(reader, CHUNK)
             if data is None:
                 continue  # it is over; or the job has read its own output
             if not data:
-                return
-            await self._pass_on(target, data)
-            if target in self._broken:
+                return False
+            await self._pass_on(targets, data)
+            if self._broken.issuperset(targets):
                 _break(reader)
-                return
-        await self._copy_rest(reader, target)
+                return False
+        return True
 
     async def _wait(self, reader: int) -> None:
         """Until there is something to read, or the job is over."""
@@ -103,36 +118,56 @@ class Output:
             finally:
                 self._waits.discard(scope)
 
-    async def _copy_rest(self, reader: int, target: int) -> None:
+    async def _copy_rest(self, reader: int, targets: Sequence[Target]) -> None:
         """What the pipe holds, and not what somebody outside goes on writing to it."""
         left = _held(reader)
         while left > 0 and (data := _read_now(reader, min(left, CHUNK))):
             left -= len(data)
-            await self._pass_on(target, data)
+            await self._pass_on(targets, data)
 
-    async def _pass_on(self, target: int, data: bytes) -> None:
-        kept = data[: self._limit - self._taken]
+    async def _pass_on(self, targets: Sequence[Target], data: bytes) -> None:
+        kept = data if self._limit is None else data[: self._limit - self._taken]
         self._taken += len(kept)
-        if kept and target not in self._failed:
-            await self._write(target, kept)
+        for target in targets:
+            if kept and target in self._failed:
+                target.drop(kept)
+            elif kept:
+                await self._write(target, kept)
         if len(kept) < len(data) and not self._told:
             self._told = True
             self._full()
 
-    async def _write(self, target: int, data: bytes) -> None:
+    async def _write(self, target: Target, data: bytes) -> None:
+        chunk = _Chunk(target, target.shape(data))
+        await self._in_thread(chunk.write, chunk)
+        if chunk.abandoned:
+            why = f"nobody has read it for {STALLED:g} s"
+            self._failed.add(target)
+            self._complained.add(target)
+            self._trouble(f"the job's last output is lost: {why}")
+        else:
+            why = "" if chunk.error is None else str(chunk.error.strerror)
+        target.settle(data, chunk.done, why)
+        if chunk.error is not None and not chunk.abandoned:
+            self._give_up(target, chunk.error)
+        elif target.lost:
+            self._complain(target, target.why)
+
+    async def _finish(self, target: Target) -> None:
+        chunk = _Chunk(target, b"")
+        await self._in_thread(chunk.finish, chunk)
+        if chunk.error is not None:
+            self._complain(target, str(chunk.error.strerror))
+        elif target.lost:
+            self._complain(target, target.why)
+
+    async def _in_thread(self, work: Callable[[], None], chunk: _Chunk) -> None:
         """Not to be torn apart: a chunk that has been read is written, whoever cancels."""
-        chunk = _Chunk(target, data)
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.shield = True
             nursery.start_soon(self._abandon, chunk, nursery.cancel_scope)
-            await trio.to_thread.run_sync(chunk.write, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
             nursery.cancel_scope.cancel()
-        self.written += chunk.done
-        if chunk.abandoned:
-            self._failed.add(target)
-            self._trouble(f"the job's last output is lost: nobody has read it for {STALLED:g} s")
-        elif chunk.error is not None:
-            self._give_up(target, chunk.error)
 
     async def _abandon(self, chunk: _Chunk, thread: trio.CancelScope) -> None:
         """In a hurry, leave the thread alone with a target that takes nothing."""
@@ -144,12 +179,18 @@ class Output:
         chunk.abandoned = True
         thread.cancel()
 
-    def _give_up(self, target: int, error: OSError) -> None:
-        self._failed.add(target)
+    def _give_up(self, target: Target, error: OSError) -> None:
+        if not target.passing:
+            self._failed.add(target)
         if error.errno == errno.EPIPE:
             self._broken.add(target)
         else:
-            self._trouble(f"cannot write the job's output: {error.strerror}")
+            self._complain(target, str(error.strerror))
+
+    def _complain(self, target: Target, why: str) -> None:
+        if target not in self._complained:
+            self._complained.add(target)
+            self._trouble(f"cannot write the job's output: {why}")
 
 
 class _Chunk:
@@ -158,7 +199,7 @@ class _Chunk:
     `done` of them have arrived; once it is `abandoned` no more are written.
     """
 
-    def __init__(self, target: int, data: bytes) -> None:
+    def __init__(self, target: Target, data: bytes) -> None:
         self._target = target
         self._data = data
         self.done = 0
@@ -169,17 +210,17 @@ class _Chunk:
         """In a thread: whoever reads a caller's pipe may take his time."""
         try:
             while self.done < len(self._data) and not self.abandoned:
-                self._write_piece()
+                piece = self._data[self.done : self.done + self._target.piece]
+                self.done += self._target.write(piece)
         except OSError as error:
             self.error = error
 
-    def _write_piece(self) -> None:
+    def finish(self) -> None:
+        """The same after the last byte."""
         try:
-            self.done += os.write(self._target, self._data[self.done : self.done + PIECE])
-        except BlockingIOError:  # the caller's streams are as the caller has set them
-            room = select.poll()
-            room.register(self._target, select.POLLOUT)
-            room.poll()
+            self._target.finish()
+        except OSError as error:
+            self.error = error
 
 
 def _break(reader: int) -> None:

@@ -33,13 +33,12 @@ from supervisor.model.job import JobSpec, UserNamespace
 from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, Reason, RunRecord
 from supervisor.model.state import State
-from supervisor.model.units import size_text
 from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
 from supervisor.record.entries import ended_entry
 from supervisor.supervise import actions, collect, disk, ending, idranges, stopping, timers
 from supervisor.supervise.confine import confined
-from supervisor.supervise.output import Output
+from supervisor.supervise.flow import Flow, flowing
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Connection, Shared
 from supervisor.supervise.storage import Storage
@@ -93,7 +92,7 @@ class Run:
         self._timers: trio.Nursery | None = None
         self.gauges: list[Gauge] = []
         self.taken: list[Taken] = []
-        self.output: Output | None = None
+        self.flow: Flow | None = None
         self.disk: disk.Disk | None = None
         self.cgroup: JobCgroup
         self.container: Container
@@ -112,10 +111,13 @@ class Run:
                 self._connection() as connection,
                 self._container(storage, connection),
             ):
-                async with self._output(storage):
+                async with self._flowing(storage) as flow:
                     status = await self._live()
+                    await flow.end()
+                    flow.tell()
+                    use = flow.use()
                 await self._copy_out(storage)
-                record = ending.conclude(self, storage, status)
+                record = ending.conclude(self, storage, status, use)
                 self._failed = not record.expected
         except SupervisorError as error:
             record = ending.start_failed(self, error)
@@ -262,29 +264,12 @@ class Run:
             self.container.close()
 
     @asynccontextmanager
-    async def _output(self, storage: Storage) -> AsyncIterator[None]:
-        """While the job runs, its output is counted and passed on, if it has a limit."""
-        limit = self.spec.limits.output
-        if limit is None:
-            yield
-            return
-        why = f"wrote more than {size_text(limit)} to stdout and stderr"
-        self.output = Output(
-            storage.pipes,
-            limit,
-            full=lambda: self.stop(Reason.OUTPUT, "configuration", why, now=True),
-            trouble=self.warn,
-        )
-        if self._leaving:
-            self.output.hurry()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.output.run)
-            try:
-                yield
-                await self.output.finish()
-            except BaseException:
-                self.output.hurry()
-                raise
+    async def _flowing(self, storage: Storage) -> AsyncIterator[Flow]:
+        """While the job runs, what it writes is passed on, or its files are kept to a size."""
+        async with flowing(self, storage) as self.flow:
+            if self._leaving:
+                self.flow.hurry()
+            yield self.flow
 
     async def _live(self) -> ExitStatus | Lost:
         """From exec to the end of the last process, with everybody who watches and decides."""
@@ -410,8 +395,8 @@ class Run:
     def _leave(self) -> None:
         """The supervisor is to stop: it waits for nobody who does not read the job's output."""
         self._leaving = True
-        if self.output is not None:
-            self.output.hurry()
+        if self.flow is not None:
+            self.flow.hurry()
 
     def _killed_already(self) -> bool:
         try:

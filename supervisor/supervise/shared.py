@@ -21,6 +21,7 @@ from supervisor.model.job import JobSpec
 from supervisor.policy.engine import Engine
 from supervisor.record.runs import RunIds, StateDir
 from supervisor.supervise.admission import Admission
+from supervisor.supervise.growth import Growth
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.images import Images
 from supervisor.supervise.projects import Projects
@@ -80,6 +81,7 @@ class Shared:
     id_ranges: IdRanges
     projects: Projects
     images: Images
+    growth: Growth
     state: StateDir | None = None
     scratch: Path | None = None
     kept: StateDir | None = None

@@ -1,12 +1,13 @@
 """What a run needs of the disk: its directory, the exit record, the streams, a writable layer.
 
-May import: `errors`, `model`, `container`, `record`.
+May import: `errors`, `model`, `container`, `record`, `supervise.{rotate,target}`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from supervisor.errors import KernelError, SpawnError
 from supervisor.model.image import Image
 from supervisor.model.job import JobSpec
 from supervisor.record import exit_record
+from supervisor.record.journald import INFO, WARNING
 from supervisor.record.runs import StateDir
+from supervisor.supervise import rotate
+from supervisor.supervise.target import File, Journal, Stream, Target
 
+STREAMS = ("out", "err")
 RECORD_SIZE = 512
 """Bytes set aside for the exit record: a disk that fills up later cannot lose it."""
 
@@ -47,13 +52,15 @@ class Storage:
         if image is not None:
             self._facts["image"] = {"name": image.name, "digest": image.digest}
         self._layer: Path | None = None
-        self._logs: tuple[int, ...] = ()
+        self._logs: dict[str, int] = {}
         self._owned: list[int] = []
         self._writers: list[int] = []
-        self.pipes: list[tuple[int, int]] = []
-        """With `limits.output`: the pipes' reading ends, and what is to be written where."""
+        self.pipes: dict[str, tuple[int, tuple[Target, ...]]] = {}
+        """Of streams that are copied: the pipes' reading ends, and where that goes."""
+        self.rotation: rotate.Way = ""
+        """How the files are rotated that the job writes itself, if they are to be."""
         try:
-            self.streams = self._bounded(self._open())
+            self.streams = self._open()
             own = self._directory(scratch)
             self.layers = self._layers(own)
             self.place = Place(str(own) if own else None, self.layers.run_dir is not None)
@@ -70,31 +77,77 @@ class Storage:
     def _open(self) -> Streams:
         if self._state is None:
             record = self._own(os.memfd_create("exit", os.MFD_CLOEXEC))
-            return Streams(0, 1, 2, record)
+            if self._spec.limits.output is None and not self._spec.log.timestamps:
+                return Streams(0, 1, 2, record)
+            out, err = (self._pipe(stream) for stream in STREAMS)
+            return Streams(0, out, err, record)
         self._state.make_run(self._run, self._spec, self._facts)
-        create = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-        out, err = (
-            self._own(os.open(self._state.log(self._spec.name, self._run, stream), create, 0o600))
-            for stream in ("out", "err")
-        )
-        self._logs = (out, err)
+        out, err = (self._stream(stream) for stream in STREAMS)
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
         record = self._own(os.open(self._state.exit(self._run), flags, 0o600))
         os.posix_fallocate(record, 0, RECORD_SIZE)
         null = self._own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         return Streams(null, out, err, record)
 
-    def _bounded(self, streams: Streams) -> Streams:
-        """With a limit on the output, pipes in the place of stdout and stderr."""
-        if self._spec.limits.output is None:
-            return streams
-        stdin, out, err, record = streams.all
-        for target in (out, err):
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            self._own(reader)
-            self._writers.append(writer)
-            self.pipes.append((reader, target))
-        return Streams(stdin, self._writers[0], self._writers[1], record)
+    def _stream(self, stream: str) -> int:
+        """What the job gets: its log file, or a pipe."""
+        if self._is_copied():
+            return self._pipe(stream)
+        create = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        self._logs[stream] = self._own(os.open(self.log(stream), create, 0o600))
+        return self._logs[stream]
+
+    def _is_copied(self) -> bool:
+        """Whether the job cannot write to its files itself."""
+        log = self._spec.log
+        if self._spec.limits.output is not None or log.copied:
+            return True
+        if log.max_size is not None:
+            self.rotation = rotate.way(self._logs_at())
+            return not self.rotation
+        return False
+
+    def _pipe(self, stream: str) -> int:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        self._own(reader)
+        self._writers.append(writer)
+        self.pipes[stream] = (reader, tuple(self._targets(stream)))
+        return writer
+
+    def _targets(self, stream: str) -> Iterator[Target]:
+        log = self._spec.log
+        if self._state is None:
+            yield Stream(1 + STREAMS.index(stream), stamps=log.timestamps)
+            return
+        if "files" in log.sink:
+            yield File(
+                self.log(stream), stamps=log.timestamps, max_size=log.max_size, keep=log.keep
+            )
+        if "journald" in log.sink:
+            yield Journal(
+                {
+                    "SYSLOG_IDENTIFIER": self._spec.name,
+                    "PRIORITY": str(WARNING if stream == "err" else INFO),
+                    "SUPERVISE_JOB": self._spec.name,
+                    "SUPERVISE_RUN": self._run,
+                    "SUPERVISE_INSTANCE": self._state.root.name,
+                    "SUPERVISE_STREAM": stream,
+                }
+            )
+
+    def log(self, stream: str) -> Path:
+        """The file of one stream of a run that has them."""
+        assert self._state is not None
+        return self._state.log(self._spec.name, self._run, stream)
+
+    def _logs_at(self) -> Path:
+        assert self._state is not None
+        return self._state.logs
+
+    @property
+    def logged(self) -> bool:
+        """Whether it has log files that the job writes itself."""
+        return bool(self._logs)
 
     def started(self) -> None:
         """The job has its streams: the pipes' writing ends are nobody else's any more."""
@@ -102,11 +155,11 @@ class Storage:
             os.close(fd)
         self._writers.clear()
 
-    def output_bytes(self) -> int | None:
-        """What is in the run's log files; None where the streams are the caller's."""
-        if self._state is None:
+    def written(self) -> int | None:
+        """What is in the files that the job writes itself; None where there are none."""
+        if not self._logs:
             return None
-        return sum(os.fstat(fd).st_size for fd in self._logs)
+        return sum(os.fstat(fd).st_size for fd in self._logs.values())
 
     def _own(self, fd: int) -> int:
         self._owned.append(fd)
@@ -175,6 +228,9 @@ class Storage:
         for fd in self._owned:
             os.close(fd)
         self._owned.clear()
+        for _, targets in self.pipes.values():
+            for target in targets:
+                target.close()
 
 
 def place_of(spec: JobSpec, own: Path | None) -> Place:

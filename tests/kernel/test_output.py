@@ -59,11 +59,11 @@ def test_a_flood_ends_at_the_limit_and_nothing_else_is_touched(batch: Batch) -> 
     }, result.done.stderr  # fmt: skip
     for job, size in {"flood": 100000, "deaf": 65536, "exact": 4096, "child": 4999}.items():
         assert len(batch.output(result[job])) == size
-        assert result[job]["output"] == {"limit": size, "bytes": size}
+        assert result[job]["output"] == {"limit": size, "bytes": size, "lost": 0}
     both = result["both"]
     assert len(batch.output(both)) + len(batch.output(both, "err")) == 50000
     assert batch.output(both).startswith("out\n") and batch.output(both, "err").startswith("err\n")
-    assert result["free"]["output"] == {"limit": None, "bytes": 300000}
+    assert result["free"]["output"] == {"limit": None, "bytes": 300000, "lost": 0}
     assert result["flood"]["detail"] == "wrote more than 100000 to stdout and stderr"
     assert result["flood"]["decided_by"] == "configuration"
 
@@ -75,7 +75,7 @@ def test_of_a_run_the_caller_gets_the_limit_and_the_reason(
     done = supervise("run", "--output", "1000", "--record", record, "--", "yes", "abc")
     assert (len(done.stdout), done.status) == (1000, 137)
     assert "wrote more output than its limit" in done.stderr
-    assert json.loads(record.read_text())["output"] == {"limit": 1000, "bytes": 1000}
+    assert json.loads(record.read_text())["output"] == {"limit": 1000, "bytes": 1000, "lost": 0}
 
 
 def test_below_the_limit_all_of_it_arrives_in_order(supervise: Supervise) -> None:
@@ -109,6 +109,7 @@ def test_a_full_disk_is_told_and_the_job_goes_on(tmp_state: State) -> None:
     record = json.loads(out)
     assert (record["reason"], process.returncode) == ("succeeded", 0)
     assert 0 < record["output"]["bytes"] <= 256 * 1024 - 4096
+    assert record["output"]["bytes"] + record["output"]["lost"] == 1000004
     assert "cannot write the job's output: No space left on device" in err
 
 

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from supervisor.supervise.output import CHUNK, STALLED, Output
+from supervisor.supervise.target import Stream
 
 PAGE = 4096
 
@@ -27,7 +28,7 @@ class Copied:
         os.set_blocking(self.writer, False)
         self.full = 0
         self.told: list[str] = []
-        pairs = [(self.reader, target)]
+        pairs = [(self.reader, [Stream(target)])]
         self.output = Output(pairs, limit, full=self._is_full, trouble=self.told.append)
         self.ended = trio.Event()
         self.finished = trio.Event()
