@@ -29,6 +29,8 @@ SHORTEST, LONGEST = 0.01, 1.0
 """Seconds between two looks at a file that grows."""
 HASTE = 4
 """How many times as fast as it was a file may grow, without getting larger than it should."""
+LAST_LOOKS = 3
+"""When the job has ended: a reader may be in the way of one."""
 BLIND = 2.0
 """Seconds between two looks where inotify(7) is not to be had."""
 
@@ -113,7 +115,8 @@ class Flow:
         if self.output is not None:
             await self.output.finish()
         for rotation in self._rotations.values():
-            await _look(rotation)
+            for _ in range(LAST_LOOKS):
+                await _look(rotation)
 
     def tell(self) -> None:
         """What of the output is lost, and why."""

@@ -123,21 +123,21 @@ class Rotation:
 
     def rotate(self) -> int:
         """Move out what is too much.  The bytes that are left in the file."""
-        with self._turn:
-            return self._rotate()
+        with self._turn, self._writer.changing() as mine:
+            if mine:  # else a reader looks at the index just now: next time
+                self._rotate()
+            return self.size()
 
-    def _rotate(self) -> int:
+    def _rotate(self) -> None:
         self._mind_a_cut()
         while self._how and (size := self.size()) > max(self.max_size, self._block):
             surplus = size - (self._keep + 1) * self.max_size
             head = self._whole(surplus if surplus > self.max_size else self.max_size)
             try:
-                if not self._cut(head, copied=self._keep > 0 and head <= self.max_size):
-                    break  # a reader looks at the index: next time
+                self._cut(head, copied=self._keep > 0 and head <= self.max_size)
             except OSError as error:
                 self._tell(f"cannot rotate {self.path}: {error.strerror}")
                 break
-        return self.size()
 
     def _whole(self, size: int) -> int:
         return max(size // self._block, 1) * self._block
@@ -147,11 +147,9 @@ class Rotation:
         index = self._writer.index
         size = os.fstat(self._fd).st_size
         if index.base + size < index.start:
-            with self._writer.changing() as mine:
-                if mine:
-                    self._write(Index(index.start, index.start, index.parts, index.lost))
+            self._write(Index(index.start, index.start, index.parts, index.lost))
 
-    def _cut(self, head: int, *, copied: bool) -> bool:
+    def _cut(self, head: int, *, copied: bool) -> None:
         """Take `head` bytes from the front, into a part if `copied`.  Raises OSError."""
         part = self._copy(head) if copied else None
         index = self._writer.index  # which has changed where parts had to go
@@ -159,18 +157,16 @@ class Rotation:
         lost = index.lost + (head if copied and part is None else 0)
         after = Index(index.base, index.start + head, kept, lost)
         try:
-            with self._writer.changing() as mine:
-                done = mine and self._give_back(index, after, head, part)
+            if self._how == "collapse":
+                self._collapse(index, after, head, part)
+            else:
+                self._punch(index, after)
         except OSError:
             self._forget(part)
             raise
-        if not done:
-            self._forget(part)
-            return False
         for old in index.parts:
             if old not in kept:
                 self._forget(old)
-        return True
 
     def _kept(self, parts: tuple[Part, ...], new: Part | None) -> tuple[Part, ...]:
         """Those that stay; where the head went nowhere nothing before it is of use."""
@@ -179,9 +175,7 @@ class Rotation:
         there = tuple(part for part in parts if logs.part_path(self.path, part.number).exists())
         return (*there, new)[-self._keep :]
 
-    def _give_back(self, index: Index, after: Index, head: int, part: Part | None) -> bool:
-        if self._how == "collapse":
-            return self._collapsed(index, after, head, part)
+    def _punch(self, index: Index, after: Index) -> None:
         self._write(after)
         try:
             files.punch(self._fd, 0, after.start - after.base)
@@ -189,14 +183,13 @@ class Rotation:
             self._how = ""
             self._write(index)
             raise
-        return True
 
-    def _collapsed(self, index: Index, after: Index, head: int, part: Part | None) -> bool:
+    def _collapse(self, index: Index, after: Index, head: int, part: Part | None) -> None:
         """The position of the file's first byte changes: readers wait for that."""
         size = os.fstat(self._fd).st_size
         number = part.number if part else 0
-        after = evolve(after, base=index.base + head)
-        self._write(evolve(after, busy=Busy("collapse", size, number, (index.base, index.start))))
+        done = evolve(after, base=index.base + head)
+        self._write(evolve(done, busy=Busy("collapse", size, number, (index.base, index.start))))
         try:
             files.collapse(self._fd, head)
         except KernelError as error:
@@ -204,9 +197,9 @@ class Rotation:
             if error.errno not in UNABLE:
                 raise
             self._how = "punch"
-            return False
-        self._write(after)
-        return True
+            self._punch(index, after)
+        else:
+            self._write(done)
 
     def _write(self, index: Index) -> None:
         self._writer.write(index)
@@ -230,10 +223,7 @@ class Rotation:
         index = self._writer.index
         if not index.parts:
             return False
-        with self._writer.changing() as mine:
-            if not mine:
-                return False
-            self._write(evolve(index, parts=index.parts[1:], lost=index.lost + index.parts[0].size))
+        self._write(evolve(index, parts=index.parts[1:], lost=index.lost + index.parts[0].size))
         self._forget(index.parts[0])
         return True
 
