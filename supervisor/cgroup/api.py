@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from supervisor.model.action import LimitName
 from supervisor.model.job import Resource
@@ -101,6 +101,42 @@ class Usage:
     pids_peak: int | None = None
     read_bytes: int | None = None
     write_bytes: int | None = None
+
+
+@frozen
+class Traffic:
+    """What went through a block device, in operations and bytes."""
+
+    reads: int = 0
+    read_bytes: int = 0
+    writes: int = 0
+    write_bytes: int = 0
+
+
+@frozen
+class Share:
+    """What the payload may have of the machine, the cgroups above it counted in, and what it has.
+
+    memory_limit, swap_limit   bytes; None: there is none
+    memory, swap               bytes in use; `memory` None where no controller tells
+    pages                      memory.stat by v2's names: bytes, and counts of faults
+    cpus                       CPUs' worth of time; None: no quota
+    cpu_user, cpu_system       seconds used; `throttled` those for which its quota held it back
+    tasks                      threads included; None where no controller tells
+    traffic                    "MAJOR:MINOR" → what went through that device
+    """
+
+    memory_limit: int | None = None
+    swap_limit: int | None = None
+    memory: int | None = None
+    swap: int = 0
+    pages: Mapping[str, int] = field(factory=dict)
+    cpus: float | None = None
+    cpu_user: float = 0.0
+    cpu_system: float = 0.0
+    throttled: float = 0.0
+    tasks: int | None = None
+    traffic: Mapping[str, Traffic] = field(factory=dict)
 
 
 @frozen
@@ -233,6 +269,8 @@ class JobCgroup(Protocol):
     def counters(self) -> Counters: ...
 
     def usage(self) -> Usage: ...
+
+    def share(self) -> Share: ...
 
     def pressure(self, resource: Resource, share: float) -> PressureSource:
         """Where pressure of more than `share` (0 to 1) of WINDOW is told; see `missing_pressure`.

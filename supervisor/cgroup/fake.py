@@ -21,6 +21,7 @@ from supervisor.cgroup.api import (
     PressureSource,
     Reading,
     Rehearsed,
+    Share,
     Usage,
     Version,
 )
@@ -115,6 +116,17 @@ class FakeJob:
     def usage(self) -> Usage:
         self._alive()
         return evolve(self.used, pids=len(self.members))
+
+    def share(self) -> Share:
+        self._alive()
+        return Share(
+            memory_limit=self.limits.memory,
+            swap_limit=self.limits.swap,
+            memory=self.used.memory,
+            cpus=self.limits.cpus,
+            cpu_user=self.used.cpu or 0.0,
+            tasks=len(self.members),
+        )
 
     def pressure(self, resource: Resource, share: float) -> PressureSource:
         return PressureSource(resource, "psi", f"{self.path}/{resource}.pressure", f"{share:g}")

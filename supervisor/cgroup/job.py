@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from supervisor.cgroup import psi, v1, v2
+from supervisor.cgroup import share as shares
 from supervisor.cgroup.api import (
     Counters,
     DeviceRule,
@@ -15,6 +16,7 @@ from supervisor.cgroup.api import (
     Notification,
     PressureSource,
     Reading,
+    Share,
     Usage,
 )
 from supervisor.cgroup.parts import (
@@ -235,6 +237,32 @@ class Job:
         read, written = self._io.usage() if self._io else (None, None)
         throttled = self._cpu.throttled() if self._cpu else None
         return Usage(cpu, user, system, throttled, memory, peak, pids, most, read, written)
+
+    def share(self) -> Share:
+        memory, cpu, io = (self._place(name) for name in ("memory", "cpu", "io"))
+        has = shares.memory(memory) if memory else shares.Memory()
+        used, user, system = self._account.usage() if self._account else (0.0, None, None)
+        if user is None or system is None:
+            user, system = used, 0.0
+        return Share(
+            memory_limit=has.limit,
+            swap_limit=has.swap_limit,
+            memory=has.used,
+            swap=has.swap,
+            pages=has.pages,
+            cpus=shares.cpus(cpu) if cpu and self._manager.has_quota else None,
+            cpu_user=user,
+            cpu_system=system,
+            throttled=(self._cpu.throttled() if self._cpu else None) or 0.0,
+            tasks=self._pids.usage()[0] if self._pids else None,
+            traffic=shares.traffic(io) if io else {},
+        )
+
+    def _place(self, controller: str) -> shares.Place | None:
+        layer = self._manager.layer(controller)
+        if layer is None:
+            return None
+        return shares.place(self._payload(layer), layer.hierarchy.mount, unified=layer.unified)
 
     def pressure(self, resource: Resource, share: float) -> PressureSource:
         if self._manager.psi.lacks(resource):

@@ -183,7 +183,7 @@ class Manager:
             return [Missing(limit, "the kernel has no cpu.idle", "Linux 5.15, or cpu_weight = 1")]
         if limit == "cpus" and limits.cpus is not None and limits.cpus < LEAST_CPUS:
             return [Missing(limit, f"the kernel grants no less than {LEAST_CPUS} CPUs", "ask more")]
-        if limit == "cpus" and not self._has("cpu", "cpu.cfs_quota_us", "cpu.max"):
+        if limit == "cpus" and not self.has_quota:
             why = "the kernel was built without CONFIG_CFS_BANDWIDTH"
             return [Missing(limit, why, "use cpu_weight")]
         if limit == "io":
@@ -228,6 +228,11 @@ class Manager:
                 if value < 1
             ]
         return found
+
+    @property
+    def has_quota(self) -> bool:
+        """Whether the kernel can bound CPU time (CONFIG_CFS_BANDWIDTH)."""
+        return self._has("cpu", "cpu.cfs_quota_us", "cpu.max")
 
     def _has(self, controller: str, v1_file: str, v2_file: str) -> bool:
         """Whether a payload's cgroup has that file; v2's root has not what its children have."""

@@ -15,6 +15,7 @@ from supervisor.container import (
     host,
     idmaps,
     landlock,
+    mirror,
     results,
     rootfs,
     seccomp,
@@ -68,7 +69,7 @@ def request(spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: La
         hostname=spec.hostname or spec.name[:64],
         loopback=spec.network != "host",
         awaits_network=spec.network == "bridge",
-        time_offset=spec.time_offset,
+        clocks=mirror.clocks(spec, time_namespaces=facts.time_namespaces),
         shown=results.shown(spec),
         argv=tuple(os.fsencode(word) for word in spec.command),
         env={os.fsencode(k): os.fsencode(v) for k, v in env.items()},
@@ -127,7 +128,7 @@ def environment(spec: JobSpec, identity: users.Identity) -> dict[str, str]:
     """What the payload gets: nothing of the supervisor's own but what `spec` says."""
     name = identity.name or str(identity.uid)
     base = {"PATH": PATH, "HOME": identity.home, "USER": name, "LOGNAME": name}
-    return base | dict(spec.environment)
+    return base | mirror.environment(spec) | dict(spec.environment)
 
 
 def _user_map(spec: JobSpec, facts: host.Facts, identity: users.Identity) -> idmaps.Maps | None:
@@ -184,8 +185,10 @@ def _describe_rest(request: Request) -> Iterator[str]:
     if request.awaits_network:
         yield "init: wait until the supervisor has connected its network"
     yield f"init: hostname {request.hostname}"
-    if request.time_offset is not None:
-        yield f"init: unshare CLONE_NEWTIME, offset {request.time_offset} s"
+    if request.clocks is not None:
+        monotonic, boottime = request.clocks
+        told = f"offset {monotonic / 1e9:g} s" if monotonic == boottime else "boot time begins now"
+        yield f"init: unshare CLONE_NEWTIME, {told}"
     if request.shown:
         yield f"init: open {' '.join(request.shown)} for the supervisor (copy_out)"
     into = f", CLONE_INTO_CGROUP {request.payload_dir}" if request.payload_dir else ""

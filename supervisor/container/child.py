@@ -31,6 +31,7 @@ _IFREQ_LO = (
 _NULL = os.makedev(1, 3)
 _ELOOP = 40
 _EBADFD = 77
+_SECOND = 10**9
 ALL_SIGNALS = frozenset(range(1, 65)) - {32, 33}
 """The two between are glibc's own."""
 _NO_SIGNALS: frozenset[int] = frozenset()
@@ -122,8 +123,8 @@ def set_up(request: Request, operations: list[Operation], context: Context) -> N
         _guard("network", loopback_up)
     if request.hostname:
         _guard("hostname", syscalls.sethostname, request.hostname)
-    if request.time_offset is not None:
-        _guard("time_namespace", _shift_clocks, request.time_offset)
+    if request.clocks is not None:
+        _guard("time_namespace", _shift_clocks, request, *request.clocks)
 
 
 def await_network(status: int) -> None:
@@ -155,16 +156,21 @@ class _socket_of_ioctl:
         self.socket.close()
 
 
-def _shift_clocks(seconds: float) -> None:
-    """A time namespace for the children to come (time_namespaces(7)).
+def _shift_clocks(request: Request, monotonic: int, boottime: int) -> None:
+    """A time namespace for the children to come (time_namespaces(7)); the offsets in nanoseconds.
 
-    Its offsets can be written until the first process enters it.
+    They can be written until the first process enters it.  In a user namespace not by somebody who
+    is not dumpable: see `_set_oom_score_adj`.
     """
+    if request.user_map is not None:
+        syscalls.prctl(constants.PR_SET_DUMPABLE, 1)
     syscalls.unshare(constants.CLONE_NEWTIME)
-    whole = int(seconds // 1)
-    nanoseconds = int((seconds - whole) * 1e9)
     with open("/proc/self/timens_offsets", "wb", buffering=0) as file:  # noqa: PTH123
-        file.write(b"monotonic %d %d\nboottime %d %d\n" % (whole, nanoseconds, whole, nanoseconds))
+        lines = (
+            b"%s %d %d\n" % (name, offset // _SECOND, offset % _SECOND)
+            for name, offset in ((b"monotonic", monotonic), (b"boottime", boottime))
+        )
+        file.write(b"".join(lines))
 
 
 def _guard(stage: str, function: object, *arguments: object) -> None:

@@ -76,6 +76,7 @@ class Facts:
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
     id_mounts   tells which mounts can be mapped; None: none can
     subordinate what an ordinary user may map beside his own id
+    time_namespaces  whether the kernel has them
     """
 
     work: str
@@ -90,6 +91,7 @@ class Facts:
     read_only: tuple[str, ...] = ()
     id_mounts: IdMounts | None = None
     subordinate: Subordinate | None = None
+    time_namespaces: bool = False
 
 
 class Host:
@@ -145,6 +147,7 @@ def look(work: str, private: tuple[str, ...] = (), id_mounts: IdMounts | None = 
         read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
         id_mounts=id_mounts,
         subordinate=None if privileged else subordinate(),
+        time_namespaces=os.path.exists("/proc/self/ns/time"),
     )
 
 

@@ -43,6 +43,8 @@ class Layers:
         self.run_dir = run_dir
         self.mounted = mounted
         self.options = options
+        self.mirror: str | None = None
+        """The directory of what is laid over the kernel's own files (`container.mirror`)."""
 
     def upper(self, work: str) -> tuple[str, str]:
         base = f"{work}/own" if self.mounted else self.run_dir or f"{work}/layers"

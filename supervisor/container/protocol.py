@@ -34,7 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 4
+VERSION = 5
 MAX_MESSAGE = 96 * 1024
 """Longer requests travel in a memfd; a socket buffer holds 208 KiB by default."""
 
@@ -88,7 +88,7 @@ class Request:
     hostname        "" leaves it
     loopback        bring `lo` up
     awaits_network  do not start the payload before GO
-    time_offset     seconds added to CLOCK_MONOTONIC and CLOCK_BOOTTIME, or None
+    clocks          nanoseconds added to CLOCK_MONOTONIC and to CLOCK_BOOTTIME, or None
     argv, env       of the payload; bytes, as execve takes them
     shown           paths in the job, mount points, that the supervisor is to see (O_PATH)
     search          directories that argv[0] is looked for in, when it has no slash
@@ -105,6 +105,7 @@ class Request:
         "argv",
         "awaits_network",
         "capabilities",
+        "clocks",
         "env",
         "filters",
         "flags",
@@ -125,7 +126,6 @@ class Request:
         "run",
         "search",
         "shown",
-        "time_offset",
         "uid",
         "user_map",
         "working_dir",
@@ -144,7 +144,7 @@ class Request:
     hostname: str
     loopback: bool
     awaits_network: bool
-    time_offset: float | None
+    clocks: tuple[int, int] | None
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes]
     search: tuple[bytes, ...]

@@ -14,14 +14,15 @@ init executes it.
                                  kernel's pseudo file systems among them hidden
 
 May import: `errors`, `model`, `linux`,
-`container.{devices,hiding,host,idmaps,layers,mounts,space}`.
+`container.{devices,hiding,host,idmaps,layers,mirror,mounts,space}`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
-from supervisor.container import hiding, idmaps, mounts, space
+from supervisor.container import hiding, idmaps, mirror, mounts, space
 from supervisor.container.devices import is_device
 from supervisor.container.host import OWN, Facts, inside
 from supervisor.container.idmaps import By
@@ -83,6 +84,7 @@ class _Plan(Layered):
         else:
             self._dev_tree()
         self._take_from_host()
+        mirrored = [*self._take_mirror()]
         for device in self.spec.devices:
             self._take_node(device.path, device.target)
         self._new_root()
@@ -95,6 +97,7 @@ class _Plan(Layered):
             self.add(*(mounts.Seal(path=path) for path in self.opened))
         if self.spec.devices:
             self.add(mounts.Seal(path="/dev"))
+        self.add(*mirrored)
         self._walls()
 
     def take(
@@ -291,6 +294,15 @@ class _Plan(Layered):
             tops = ("/dev", *tops)
         names = (path, self.find(path).path)
         return any(inside(name, (top,)) and name != top for name in names for top in tops)
+
+    def _take_mirror(self) -> Iterator[mounts.Operation]:
+        """Open what shows the job its share; what puts it there, once the kernel's are mounted."""
+        if self.layers.mirror is None:
+            return
+        by: By = "plain" if self.given else ""
+        for source, target in mirror.laid(self.layers.mirror):
+            tree = self.open(source, deep=False, read_only=True, by=by)
+            yield mounts.Attach(tree=tree, target=target, cover=False)
 
     def _new_root(self) -> None:
         if self.spec.write == "overlay":

@@ -416,6 +416,10 @@ JOB = Table((
     Setting("time_offset", OFFSET,
             "Shift CLOCK_MONOTONIC and CLOCK_BOOTTIME inside (its own time namespace).", "none",
             '"1d"', "time-offset"),
+    Setting("proc", _words("host", "limits"),
+            "Whether /proc/meminfo, stat, cpuinfo, loadavg and the like, and with them `free`, "
+            "`top`, `uptime` and `nproc`, tell it of the whole host or of its own share "
+            "(see proc.md).", '"host"', '"limits"', "proc"),
     Setting("hostname", Kind("host name", kinds.host_name, "NAME"), "The name it sees.",
             "the job's name", '"worker"', "hostname"),
     Setting("environment.*", STRING, "Variables it gets, beside PATH, HOME and the like.", "none",

@@ -292,6 +292,7 @@ class JobSpec:
     rlimits: Rlimits = Rlimits()
     oom_score_adj: int | None = OOM_SCORE_ADJ
     time_offset: float | None = None
+    proc: Literal["host", "limits"] = "host"
     hostname: str | None = None
     environment: Mapping[str, str] = field(factory=dict)
     working_dir: str = "/"

@@ -114,7 +114,7 @@ def _raise(run: Run, action: RaiseLimit, by: str) -> bool:
     run.raised[action.limit] = run.raised.get(action.limit, 0) + 1
     if action.limit == "memory":
         run.limit_history.append(LimitChange(iso(run.now()), value, by))
-    run.subscription.update(run.limits, held=run.held)
+    run.limits_changed()
     run.emit("limit_changed", limit=action.limit, to=value, by=by)
     if run.state is State.HELD:
         run.set_state(State.RUNNING)

@@ -39,6 +39,7 @@ from supervisor.supervise.hookcall import HookCaller
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.images import Images, Source
 from supervisor.supervise.job import Job
+from supervisor.supervise.mirror import Mirrors
 from supervisor.supervise.network import Bridge, Place
 from supervisor.supervise.pasta import Pasta
 from supervisor.supervise.projects import Projects
@@ -161,6 +162,9 @@ async def open_instance(
         stack.push_async_callback(network.close)
         images = Images(settings.images, nursery, log.emit)
         stack.callback(images.close)
+        mirrors = Mirrors(settings.runtime / "proc", nursery, partial(_warn, log))
+        mirrors.clear()
+        stack.callback(mirrors.clear)
         stops: list[Callable[[str], None]] = []
         shared = Shared(
             manager=manager,
@@ -183,6 +187,7 @@ async def open_instance(
             projects=projects,
             images=images,
             growth=Growth(nursery),
+            mirrors=mirrors,
         )
         instance = Instance(shared, specs)
         stops.append(instance.stop)
@@ -191,6 +196,10 @@ async def open_instance(
             for text in watcher.blind:
                 log.emit("warning", text=f"cannot see {text}")
         yield instance
+
+
+def _warn(log: Log, text: str) -> None:
+    log.emit("warning", text=text)
 
 
 def _tell_of_orphan(log: Log, pid: int, status: ExitStatus) -> None:

@@ -39,6 +39,7 @@ from supervisor.record.entries import ended_entry
 from supervisor.supervise import actions, collect, disk, ending, idranges, stopping, timers
 from supervisor.supervise.confine import confined
 from supervisor.supervise.flow import Flow, flowing
+from supervisor.supervise.mirror import Mirror
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Connection, Shared
 from supervisor.supervise.storage import Storage
@@ -94,6 +95,7 @@ class Run:
         self.taken: list[Taken] = []
         self.flow: Flow | None = None
         self.disk: disk.Disk | None = None
+        self.mirror: Mirror | None = None
         self.cgroup: JobCgroup
         self.container: Container
         self.subscription: Subscription
@@ -109,6 +111,7 @@ class Run:
                 confined(self),
                 self._followed(),
                 self._connection() as connection,
+                self._mirrored(storage),
                 self._container(storage, connection),
             ):
                 async with self._flowing(storage) as flow:
@@ -229,6 +232,22 @@ class Run:
             return
         async with self.shared.network.seat(self.spec, self.id) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def _mirrored(self, storage: Storage) -> AsyncIterator[None]:
+        """With files that show it its share of the machine, if it is to see that."""
+        if self.spec.proc == "host":
+            yield
+            return
+        with self.shared.mirrors.opened(self) as self.mirror:
+            storage.layers.mirror = str(self.mirror.directory)
+            yield
+
+    def limits_changed(self) -> None:
+        """Tell those who go by `limits`, which are those in force now."""
+        self.subscription.update(self.limits, held=self.held)
+        if self.mirror is not None:
+            self.mirror.renew()
 
     @asynccontextmanager
     async def _container(

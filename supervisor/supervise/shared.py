@@ -24,6 +24,7 @@ from supervisor.supervise.admission import Admission
 from supervisor.supervise.growth import Growth
 from supervisor.supervise.idranges import IdRanges
 from supervisor.supervise.images import Images
+from supervisor.supervise.mirror import Mirrors
 from supervisor.supervise.projects import Projects
 from supervisor.supervise.reaper import Reaper
 from supervisor.supervise.volumes import Volumes
@@ -82,6 +83,7 @@ class Shared:
     projects: Projects
     images: Images
     growth: Growth
+    mirrors: Mirrors
     state: StateDir | None = None
     scratch: Path | None = None
     kept: StateDir | None = None

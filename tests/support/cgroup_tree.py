@@ -27,6 +27,8 @@ V1_FILES = {
                "memory.usage_in_bytes": "0", "memory.max_usage_in_bytes": "0",
                "memory.memsw.max_usage_in_bytes": "0", "memory.failcnt": "0",
                "memory.memsw.failcnt": "0", "memory.swappiness": "60",
+               "memory.stat": f"hierarchical_memory_limit {_MAX}\n"
+                              f"hierarchical_memsw_limit {_MAX}\ntotal_cache 8192\ntotal_rss 4096",
                "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0",
                "cgroup.event_control": ""},
     "pids": {"pids.max": "max", "pids.current": "0", "pids.events": "max 0"},
@@ -38,7 +40,8 @@ V1_FILES = {
     "blkio": {f"blkio.throttle.{way}_{unit}_device": ""
               for way in ("read", "write") for unit in ("bps", "iops")}
              | {"blkio.throttle.io_service_bytes":
-                "8:0 Read 4096\n8:0 Write 512\n8:0 Total 4608\nTotal 4608"},
+                "8:0 Read 4096\n8:0 Write 512\n8:0 Total 4608\nTotal 4608",
+                "blkio.throttle.io_serviced": "8:0 Read 1\n8:0 Write 2\n8:0 Total 3\nTotal 3"},
     "freezer": {"freezer.state": "THAWED"},
     "devices": {"devices.list": "a *:* rwm", "devices.allow": "", "devices.deny": ""},
 }  # fmt: skip
@@ -46,12 +49,13 @@ V1_FILES = {
 V2_FILES = {
     "memory": {"memory.max": "max", "memory.swap.max": "max", "memory.high": "max",
                "memory.low": "0", "memory.current": "0", "memory.peak": "0",
+               "memory.swap.current": "0", "memory.stat": "anon 4096\nfile 8192",
                "memory.oom.group": "0",
                "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0",
                "memory.events.local": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0"},
     "pids": {"pids.max": "max", "pids.current": "0", "pids.peak": "0", "pids.events": "max 0"},
     "cpu": {"cpu.max": "max 100000", "cpu.weight": "100", "cpu.idle": "0"},
-    "io": {"io.max": "", "io.stat": "8:0 rbytes=4096 wbytes=512 rios=1 wios=1 dbytes=0 dios=0"},
+    "io": {"io.max": "", "io.stat": "8:0 rbytes=4096 wbytes=512 rios=1 wios=2 dbytes=0 dios=0"},
     "cpuset": {"cpuset.cpus": "", "cpuset.cpus.effective": "0-1"},
 }  # fmt: skip
 
@@ -209,11 +213,19 @@ class Hierarchies:
         if int(text) > int(self.get(f"{directory}/memory.memsw.limit_in_bytes")):
             raise OSError(errno.EINVAL, "")
         self._pages(f"{directory}/memory.limit_in_bytes", text)
+        self._tell(directory, "memory.limit_in_bytes", "hierarchical_memory_limit")
 
     def _write_memory_memsw_limit_in_bytes(self, directory: str, text: str) -> None:
         if int(text) < int(self.get(f"{directory}/memory.limit_in_bytes")):
             raise OSError(errno.EINVAL, "")
         self._pages(f"{directory}/memory.memsw.limit_in_bytes", text)
+        self._tell(directory, "memory.memsw.limit_in_bytes", "hierarchical_memsw_limit")
+
+    def _tell(self, directory: str, limit: str, line: str) -> None:
+        """memory.stat has the lowest limit on the way up; here only the own and the one above."""
+        above = Path(os.path.dirname(directory), limit)
+        values = [Path(directory, limit).read_text(), above.read_text() if above.exists() else _MAX]
+        self._set(f"{directory}/memory.stat", line, min(map(int, values)))
 
     def _write_cpu_cfs_quota_us(self, directory: str, text: str) -> None:
         if text != "-1" and int(text) < 1000:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pytest
 
-from supervisor.cgroup.api import CgroupManager, JobCgroup
+from supervisor.cgroup.api import CgroupManager, JobCgroup, Traffic
 from supervisor.cgroup.detect import detect
 from supervisor.cgroup.fake import FakeJob, FakeManager
 from supervisor.errors import KernelError, LimitError
@@ -292,6 +292,37 @@ def test_usage_is_numbers(world: World) -> None:
     job = world.manager.create("run")
     usage = job.usage()
     assert usage.cpu is not None and usage.memory == 0 and usage.pids == 0
+
+
+def test_a_share_has_the_limits_in_force_and_what_is_used_of_them(world: World) -> None:
+    job = world.manager.create("run")
+    free = job.share()
+    assert (free.memory_limit, free.swap_limit, free.cpus) == (None, None, None)
+    job.apply(LIMITS)
+    world.enter(job, PID)
+    share = job.share()
+    assert (share.memory_limit, share.swap_limit, share.cpus) == (64 * MIB, 0, 0.5)
+    assert job.change("memory", 96 * MIB) == 96 * MIB and job.change("cpus", 1.25) == 1.25
+    share = job.share()
+    assert (share.memory_limit, share.cpus, share.memory) == (96 * MIB, 1.25, 0)
+    if not isinstance(world, Faked):
+        assert (share.pages["anon"], share.pages["file"]) == (4096, 8192)
+        assert (share.cpu_user, share.cpu_system, share.throttled) == (2.0, 1.0, 2.5)
+        assert share.traffic == {"8:0": Traffic(1, 4096, 2, 512)}
+
+
+def test_a_limit_further_up_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """v1's kernel says so itself; see `tests/kernel/test_proc_limits.py`."""
+    tree = Hierarchies(tmp_path, v1=(), v2=ALL)
+    tree.install(monkeypatch)
+    world = Imagined(tree)
+    job = world.manager.create("run")
+    job.apply(LIMITS)
+    instance = os.path.dirname(os.path.dirname(job.path))
+    tree.write(f"{instance}/memory.max", str(32 * MIB))
+    tree.write(f"{instance}/cpu.max", "25000 100000")
+    share = job.share()
+    assert (share.memory_limit, share.cpus) == (32 * MIB, 0.25)
 
 
 def test_what_is_missing_is_refused(world: World) -> None:

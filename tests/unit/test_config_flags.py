@@ -51,6 +51,7 @@ user = 65534
 group = "nogroup"
 user_namespace = { host_id = 100, size = 200 }
 time_offset = "-1h"
+proc = "limits"
 hostname = "h"
 environment = { K = "V=W", "A.B" = "" }
 working_dir = "/w"
@@ -106,8 +107,9 @@ def test_flags_say_what_a_file_says():
         "--port", "80:8080", "--port", "[::1]:53:53/tcp", "--egress", "10.0.0.0/8:443", "--dns",
         "9.9.9.9", "--bandwidth", "1M",
         "--user", "65534", "--group", "nogroup", "--user-namespace", "100:200",
-        "--time-offset=-1h", "--hostname", "h", "--env", "K=V=W", "--env", "A.B=", "--working-dir",
-        "/w", "--timeout", "10s", "--cpu-time", "3", "--stop-signal", "2", "--stop-grace", "1s",
+        "--time-offset=-1h", "--proc", "limits", "--hostname", "h", "--env", "K=V=W",
+        "--env", "A.B=", "--working-dir", "/w", "--timeout", "10s", "--cpu-time", "3",
+        "--stop-signal", "2", "--stop-grace", "1s",
         "--restart-when", "on-oom", "--restart-attempts", "max", "--restart-backoff", "2s",
         "--restart-max-backoff", "5s", "--on-start", "notify:a:b", "--on-memory-limit", "raise:1G",
         "--on-oom-kill", "retry:memory=1G,after=3s", "--on-pids-limit", "kill",

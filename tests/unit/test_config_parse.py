@@ -69,6 +69,7 @@ network = "host"
 user = "nobody:nogroup"
 user_namespace = { host_id = 100000, size = 65536 }
 time_offset = "-1h"
+proc = "limits"
 hostname = "worker-1"
 environment = { LANG = "C", "A.B" = "=" }
 working_dir = "/data"
@@ -111,6 +112,7 @@ expect = "oom"
         user_group="nogroup",
         user_namespace=UserNamespace("map", 100000, 65536),
         time_offset=-3600.0,
+        proc="limits",
         hostname="worker-1",
         environment={"LANG": "C", "A.B": "="},
         working_dir="/data",

@@ -116,6 +116,7 @@ jobs = st.builds(
         [UserNamespace(), UserNamespace("self"), UserNamespace("map", 0, 9)]
     ),
     time_offset=maybe(st.floats(-LONGEST, LONGEST)),
+    proc=st.sampled_from(["host", "limits"]),
     hostname=maybe(st.just("h-1")),
     environment=st.dictionaries(text.filter(lambda key: key and "=" not in key), text, max_size=3),
     working_dir=paths,

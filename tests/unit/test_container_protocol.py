@@ -29,7 +29,7 @@ def pair() -> Iterator[Pair]:
 def request(**changes: Any) -> Request:
     values: dict[str, Any] = dict.fromkeys(Request.__slots__, 0)
     values |= {"argv": (b"true", b"\xff\n"), "env": {b"A": b""}, "operations": (("MakeDir", 1),),
-               "time_offset": -0.5, "user_map": None, "groups": (1, 2)}  # fmt: skip
+               "clocks": (-5, 10**18), "user_map": None, "groups": (1, 2)}  # fmt: skip
     return Request(**(values | changes))
 
 

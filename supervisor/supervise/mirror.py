@@ -1,0 +1,239 @@
+"""The files that show the jobs of an instance their share, and who writes them when.
+
+May import: everything above `supervise`, `supervise.run` (its type only), trio.
+
+    RUNTIME/NAME/proc/RUN/FILE   laid over the kernel's by the job's init, read-only
+
+They are written at the start, when a limit changes, and, where the kernel asks before somebody
+reads (`linux.readgate`, for root), before he does.  Nothing wakes while nobody reads.  Once he has
+been answered the run is not asked about for a while: readers get what is there, so that a job that
+reads in a loop costs the supervisor a small share of a CPU and no more.  When the supervisor is
+gone the kernel asks nobody, and what was written last stays.
+
+The supervisor itself opens none of these files while they are guarded: it would wait for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.container import mirror, mirror_text
+from supervisor.errors import KernelError
+from supervisor.linux import proc, readgate
+
+if TYPE_CHECKING:
+    from supervisor.supervise.run import Run
+
+SHORTEST, LONGEST = 0.05, 1.0
+"""Seconds for which readers get what is there, once one of them has been answered."""
+SPARED = 20
+"""How many times as long as the answers took they do so."""
+SNAPSHOT = 'proc = "limits": files there change only with a limit, not while the job runs'
+
+
+class Mirrors:
+    """Those of one instance, in `directory`; `warn` tells once of what cannot be done here."""
+
+    def __init__(self, directory: Path, nursery: trio.Nursery, warn: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._nursery = nursery
+        self._warn = warn
+        self._group = -1
+        self._tried = False
+        self._asked_about: dict[tuple[int, int], Mirror] = {}
+        self._cpuinfo: tuple[str, dict[int, str]] | None = None
+
+    def clear(self) -> None:
+        """Remove the directory, with what a supervisor that was killed has left in it.
+
+        Raises KernelError.
+        """
+        try:
+            if self._directory.exists():
+                rmtree(self._directory)
+        except OSError as error:
+            raise KernelError("remove", str(self._directory), error.errno or 0) from error
+
+    @contextmanager
+    def opened(self, run: Run) -> Iterator[Mirror]:
+        """The files of a run.  Raises KernelError."""
+        one = Mirror(run, self._directory / run.id, self.machine)
+        try:
+            one.write()
+            self._guard(one)
+            yield one
+        finally:
+            for inode in one.inodes:
+                self._asked_about.pop(inode, None)
+            one.close()
+
+    def machine(self) -> mirror_text.Machine:
+        """What of the host is shown too.  Its CPUs are looked at once: that takes long."""
+        if self._cpuinfo is None:
+            text = proc.read_file("/proc/cpuinfo")
+            self._cpuinfo = text, mirror_text.blocks(text)
+        return mirror_text.Machine(
+            meminfo=proc.read_file("/proc/meminfo"),
+            swaps=_if_there("/proc/swaps"),
+            cpuinfo=self._cpuinfo[0],
+            blocks=self._cpuinfo[1],
+            devices=mirror_text.devices(_if_there("/proc/diskstats")),
+        )
+
+    def _guard(self, one: Mirror) -> None:
+        """Be asked about it from now on, where that can be."""
+        try:
+            if not self._tried:
+                self._tried = True
+                self._group = readgate.open_group()
+                self._nursery.start_soon(self._serve, self._group)
+            if self._group >= 0:
+                readgate.guard(self._group, one.at)
+                self._asked_about.update(dict.fromkeys(one.inodes, one))
+        except KernelError as error:
+            self._warn(f"{SNAPSHOT}: {error}")
+
+    async def _serve(self, group: int) -> None:
+        """Answer whoever waits, until cancelled.  However it ends, all are let go."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(group)
+                self._answer(group)
+        except KernelError as error:
+            self._warn(f"{SNAPSHOT}: {error}")
+        finally:
+            self._group = -1
+            os.close(group)
+
+    def _answer(self, group: int) -> None:
+        """Raises KernelError."""
+        began = time.monotonic()
+        asked: dict[Mirror, None] = {}
+        for fd in readgate.waiting(group):
+            try:
+                status = os.fstat(fd)
+                one = self._asked_about.get((status.st_dev, status.st_ino))
+                if one is not None and one not in asked:
+                    asked[one] = None
+                    one.renew()
+            finally:
+                readgate.allow(group, fd)
+        spent = time.monotonic() - began
+        for one in asked:
+            self._leave_alone(one, min(max(SHORTEST, SPARED * spent), LONGEST))
+
+    def _leave_alone(self, one: Mirror, seconds: float) -> None:
+        """Do not be asked about it for so long; some who waited already may still come."""
+        if not one.alone:
+            readgate.unguard(self._group, one.at)
+            one.alone = True
+            self._nursery.start_soon(self._ask_again, one, seconds)
+
+    async def _ask_again(self, one: Mirror, seconds: float) -> None:
+        await trio.sleep(seconds)
+        if self._group < 0 or one.closed:
+            return
+        one.alone = False
+        try:
+            readgate.guard(self._group, one.at)
+        except KernelError as error:
+            self._warn(f"{SNAPSHOT}: {error}")
+
+
+class Mirror:
+    """Those of one run; `machine` tells of the host."""
+
+    def __init__(
+        self, run: Run, directory: Path, machine: Callable[[], mirror_text.Machine]
+    ) -> None:
+        self.directory = directory
+        self.at = -1
+        self.alone = False
+        self.closed = False
+        self._run = run
+        self._machine = machine
+        self._book = mirror_text.Book(time.monotonic())
+        facts = run.shared.host.facts()
+        self._booted = mirror.booted(run.spec, time_namespaces=facts.time_namespaces)
+        self._written: dict[str, bytes] = {}
+        self._files: dict[str, int] = {}
+        self._told = False
+        try:
+            self._make()
+        except OSError as error:
+            self.close()
+            raise KernelError("make", str(directory), error.errno or 0) from error
+
+    def _make(self) -> None:
+        """Held open for writing: nobody can take a lease (fcntl(2)) that a writer waits for."""
+        self.directory.mkdir(mode=0o700, parents=True)
+        self.at = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        create = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for name in mirror.TARGETS:
+            self._files[name] = os.open(name, create, 0o444, dir_fd=self.at)
+            os.fchmod(self._files[name], 0o444)
+
+    @property
+    def inodes(self) -> list[tuple[int, int]]:
+        """Of its files, by (device, number)."""
+        found = map(os.fstat, self._files.values())
+        return [(status.st_dev, status.st_ino) for status in found]
+
+    def write(self) -> None:
+        """What holds now.  Raises KernelError."""
+        share = self._run.cgroup.share()
+        cpus = mirror.cpus(share.cpus, self._run.limits.cpuset)
+        self._book.update(time.monotonic(), share, cpus)
+        texts = mirror_text.texts(share, self._book, self._machine(), cpus, self._booted)
+        try:
+            for name, text in texts.items():
+                self._put(name, os.fsencode(text))
+        except OSError as error:
+            raise KernelError("write", str(self.directory), error.errno or 0) from error
+
+    def _put(self, name: str, data: bytes) -> None:
+        """In place, for the job has this very file; first what is new, then what is too much."""
+        before = self._written.get(name, b"")
+        if data == before:
+            return
+        os.pwrite(self._files[name], data, 0)
+        if len(data) < len(before):
+            os.ftruncate(self._files[name], len(data))
+        self._written[name] = data
+
+    def renew(self) -> None:
+        """The same; what is there stays where it cannot be done, which is told once."""
+        try:
+            self.write()
+        except KernelError as error:
+            if not self._told:
+                self._told = True
+                self._run.warn(f'proc = "limits": {error}')
+
+    def close(self) -> None:
+        """Remove them; whoever still reads one has what was written last."""
+        self.closed = True
+        for fd in (*self._files.values(), self.at):
+            if fd >= 0:
+                os.close(fd)
+        self._files.clear()
+        self.at = -1
+        try:
+            rmtree(self.directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._run.emit("cleanup_failed", text=str(error))
+
+
+def _if_there(path: str) -> str:
+    """The text of a file that only some kernels have."""
+    return proc.read_file(path) if os.path.exists(path) else ""

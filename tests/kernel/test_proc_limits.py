@@ -1,0 +1,228 @@
+"""`proc = "limits"`: the real procps, nproc and getconf in a job see its share, and see it live."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from supervisor.linux import proc
+from tests.support import host
+from tests.support.batch import PATIENCE, Batch
+from tests.support.command import Done, Supervise
+
+pytestmark = pytest.mark.kernel
+
+KIB_64M = 64 << 10
+HAS_TIME = os.path.exists("/proc/self/ns/time")
+
+
+@pytest.fixture(autouse=True)
+def procps() -> None:
+    if not all(map(shutil.which, ("free", "top", "uptime", "vmstat", "ps"))):
+        host.miss("tools", "needs procps: apt-get install procps")
+
+
+Job = Callable[..., Done]
+
+
+@pytest.fixture
+def job(supervise: Supervise) -> Job:
+    """A script in a job that sees its share of 64 MB and half a CPU."""
+
+    def run(script: str, *flags: str) -> Done:
+        share = ("--proc", "limits", "--memory", "64M", "--cpus", "0.5")
+        done = supervise("run", *share, *flags, "--", "sh", "-euc", script)
+        assert done.status == 0, done
+        return done
+
+    return run
+
+
+def row(text: str, name: str) -> list[int]:
+    """The numbers of a line of free(1), meminfo or stat."""
+    line = next(line for line in text.splitlines() if line.split(maxsplit=1)[0] == name)
+    return [int(word) for word in line.split()[1:] if word.isdigit()]
+
+
+def test_free_shows_the_limit_and_what_is_used_of_it(job: Job) -> None:
+    total, used, free = row(job("free -k").stdout, "Mem:")[:3]
+    assert (total, used < KIB_64M // 4, free > KIB_64M // 2) == (KIB_64M, True, True)
+
+
+def test_what_a_job_takes_is_seen_at_once(job: Job) -> None:
+    """In the files of /tmp, which count as its memory."""
+    found = job(
+        "free -k\n"
+        "head -c 30M /dev/zero >/tmp/thirty\n"
+        "until free -k | grep -Eq '^Mem: +65536 +(3[0-9]|4[0-9])[0-9]{3} '; do :; done\n"
+        "rm /tmp/thirty\n"
+        "until free -k | grep -Eq '^Mem: +65536 +[0-9]{1,4} '; do :; done\n"
+    ).stdout
+    assert row(found, "Mem:")[1] < 10_000
+
+
+def test_the_cpus_are_those_of_the_quota(job: Job) -> None:
+    script = (
+        "nproc; getconf _NPROCESSORS_ONLN; cat /sys/devices/system/cpu/online\n"
+        "grep -c ^processor /proc/cpuinfo; grep -c '^cpu[0-9]' /proc/stat"
+    )
+    first = min(os.sched_getaffinity(0))
+    assert job(script).stdout.split() == ["1", "1", str(first), "1", "1"]
+    many = str(len(os.sched_getaffinity(0)))
+    assert job(script, "--cpus", "max").stdout.split()[:2] == [many, many]
+
+
+def test_what_the_job_says_of_threads_comes_first(job: Job) -> None:
+    assert job("nproc", "--env", "OMP_NUM_THREADS=7").stdout.split() == ["7"]
+
+
+@pytest.mark.qemu
+def test_a_cpuset_is_shown_by_its_numbers(job: Job) -> None:
+    last = str(max(os.sched_getaffinity(0)))
+    script = "cat /sys/devices/system/cpu/online; grep -o '^cpu[0-9]*' /proc/stat; nproc"
+    found = job(script, "--cpuset", last, "--cpus", "max").stdout.split()
+    assert found == [last, "cpu", f"cpu{last}", "1"]
+
+
+def test_top_shows_the_jobs_own_cpu_time_and_nothing_else(job: Job) -> None:
+    """A loop that never sleeps uses all of half a CPU: nothing of that is idle."""
+    found = job(
+        "(while :; do :; done) &\n"
+        "until read -r _ user nice system idle rest </proc/stat; [ $((user + system)) -gt 40 ]\n"
+        "do :; done\n"
+        "cat /proc/stat; COLUMNS=120 top -b -n1; kill $!"
+    ).stdout
+    user, _, system, idle, *rest = row(found, "cpu")
+    assert (user + system > 4 * idle, sum(rest)) == (True, 0)
+    assert re.search(r"%Cpu.* id", found) and re.search(r"MiB Mem : +64\.0 total", found)
+    assert re.search(r"MiB Swap", found)
+
+
+def test_vmstat_and_uptime_work_on_it(job: Job) -> None:
+    found = job("vmstat; uptime; cat /proc/loadavg").stdout.splitlines()
+    assert int(found[2].split()[3]) <= KIB_64M
+    assert float(found[-1].split()[0]) < 1 and "load average" in found[-2]
+
+
+@pytest.mark.qemu
+def test_time_begins_with_the_job(job: Job) -> None:
+    assert HAS_TIME
+    found = job("cut -d. -f1 /proc/uptime; ps -o etimes= -p 1 -p $$; uptime -s", "--timeout", "5m")
+    up, *ages = found.stdout.split()[:3]
+    assert int(up) < 60 * host.SLOWNESS and all(0 <= int(age) <= int(up) for age in ages)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("space", ["auto", "self"])
+def test_time_begins_in_a_user_namespace_too(job: Job, space: str) -> None:
+    up = job("cut -d. -f1 /proc/uptime", "--user-namespace", space).stdout
+    assert int(up) < 60 * host.SLOWNESS
+
+
+def test_without_a_limit_it_is_the_hosts_memory(supervise: Supervise) -> None:
+    done = supervise("run", "--proc", "limits", "--", "free", "-k")
+    assert row(done.stdout, "Mem:")[0] == row(proc.read_file("/proc/meminfo"), "MemTotal:")[0]
+
+
+def test_by_default_it_is_the_host_that_is_seen(supervise: Supervise) -> None:
+    done = supervise("run", "--memory", "64M", "--", "free", "-k")
+    assert row(done.stdout, "Mem:")[0] == row(proc.read_file("/proc/meminfo"), "MemTotal:")[0]
+
+
+def test_a_raised_limit_is_seen_by_the_same_process(batch: Batch) -> None:
+    result = batch.run(
+        "[jobs.one]\n"
+        'proc = "limits"\n'
+        'limits = { memory = "64M", swap = 0 }\n'
+        'tmpfs = ["/tmp:size=200M"]\n'
+        'on_memory_limit = { action = "raise", to = "128M" }\n'
+        'script = """\n'
+        "read -r _ before unit </proc/meminfo\n"
+        "until head -c 80M /dev/zero >/tmp/eighty 2>/dev/null; do :; done\n"
+        "until read -r _ after unit </proc/meminfo; [ $after -ne $before ]; do :; done\n"
+        'echo $before $after"""\n'
+    )
+    assert result.status == 0, result.done
+    assert batch.output(result["one"]).split() == [str(KIB_64M), str(2 * KIB_64M)]
+
+
+def test_it_can_neither_be_written_nor_taken_away(job: Job) -> None:
+    done = job(
+        "for file in /proc/meminfo /sys/devices/system/cpu/online; do\n"
+        "  ! echo x 2>/dev/null >$file\n"
+        "  ! chmod 777 $file 2>/dev/null\n"
+        "  ! umount $file 2>/dev/null\n"
+        "  ! mount --bind /dev/null $file 2>/dev/null\n"
+        "  ! flock -n $file false\n"
+        "done; free -k"
+    )
+    assert row(done.stdout, "Mem:")[0] == KIB_64M
+
+
+@pytest.mark.parametrize("space", ["host", "auto", "self"])
+def test_with_any_user_numbers(job: Job, space: str) -> None:
+    found = job("free -k; ls -l /proc/meminfo", "--user-namespace", space).stdout
+    assert row(found, "Mem:")[0] == KIB_64M and "-r--r--r--" in found
+
+
+@pytest.mark.parametrize("flags", [("--write", "overlay"), ("--network", "host"),
+                                   ("--device", "/dev/null:/dev/other")])  # fmt: skip
+def test_with_any_root(job: Job, flags: tuple[str, ...]) -> None:
+    assert job("cat /sys/devices/system/cpu/online; nproc", *flags).stdout.split()[1] == "1"
+
+
+def test_in_an_empty_root(job: Job, busybox: Path, tmp_path: Path) -> None:
+    for name in ("dev", "proc", "run", "sys", "tmp", "bin"):
+        (tmp_path / name).mkdir()
+    shutil.copy(busybox, tmp_path / "bin/sh")
+    found = job("read -r line </proc/meminfo; echo $line", "--root", str(tmp_path)).stdout
+    assert row(found, "MemTotal:") == [KIB_64M]
+
+
+def test_many_who_read_without_end_cost_the_supervisor_little(batch: Batch) -> None:
+    """Half of what one CPU can do would be a lot; it is told of a few of them in a second."""
+    ready = batch.fifo("ready")
+    with batch.start(
+        '[jobs.one]\nproc = "limits"\nlimits = { memory = "64M", pids = 40 }\nscript = """\n'
+        "for n in 1 2 3 4 5 6 7 8; do\n"
+        "  (i=0; while [ $i -lt 2000 ]; do read -r x </proc/meminfo; i=$((i + 1)); done) &\n"
+        'done; echo x >/tmp/ready; wait; echo x >/tmp/ready"""\n',
+        defaults=batch.sees(ready),
+    ) as running:
+        batch.told(ready, 1)
+        before, start = usage(running.process.pid)
+        batch.told(ready, 1)
+        after, end = usage(running.process.pid)
+        assert running.finish().status == 0
+    assert after - before < 0.5 * (end - start) + 0.2
+
+
+def usage(pid: int) -> tuple[float, float]:
+    """Seconds of CPU that a process has used, and now."""
+    words = proc.read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK"), time.monotonic()
+
+
+def test_a_job_whose_supervisor_was_killed_reads_what_was_written_last(batch: Batch) -> None:
+    ready = batch.fifo("ready")
+    jobs = (
+        '[jobs.one]\nproc = "limits"\nlimits = { memory = "64M" }\nscript = """\n'
+        "while :; do read -r name kib unit </proc/meminfo; "
+        'echo $name $kib >/tmp/ready; done"""\n'
+    )
+    with batch.start(jobs, defaults=batch.sees(ready)) as running:
+        batch.told(ready, 1)
+        running.process.kill()
+        running.process.wait(PATIENCE)
+        for line in batch.told(ready, 50)[-3:]:
+            assert line == f"MemTotal: {KIB_64M}"
+        left = batch.where.runtime / batch.name / "proc"
+        assert left.is_dir()
+        batch.run("[jobs.other]\ncommand = ['true']")  # ends what was left
+        assert not left.exists()
