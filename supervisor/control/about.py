@@ -16,12 +16,14 @@ from supervisor.model.status import Capacity
 class InstanceAnswer(About):
     """An instance: `jobs` counts them by their state, `capacity` is what they take.
 
-    `interrupted` says who stopped the instance, if somebody has.
+    `interrupted` says who stopped the instance, if somebody has; `seq` is the number of the last
+    entry of its event log.
     """
 
     jobs: dict[str, int]
     capacity: Capacity
     interrupted: str = ""
+    seq: int
 
 
 @frozen
@@ -39,6 +41,7 @@ def _state(ask: Ask) -> InstanceAnswer:
         jobs={str(state): states.count(state) for state in State if state in states},
         capacity=ask.instance.shared.admission.use(),
         interrupted=ask.instance.interrupted,
+        seq=ask.log.seq,
     )
 
 

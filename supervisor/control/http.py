@@ -63,15 +63,12 @@ _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 class Connection:
     """Serves one client, one request after the other, until either has had enough."""
 
-    def __init__(
-        self, wire: Wire, ask: Ask, table: Sequence[Route], group: int | None, closing: trio.Event
-    ) -> None:
+    def __init__(self, wire: Wire, ask: Ask, table: Sequence[Route], group: int | None) -> None:
         """`ask` is what all requests of this client have in common."""
         self._wire = wire
         self._ask = ask
         self._table = table
         self._group = group
-        self._closing = closing
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
         self.busy = False
         """Whether an answer is owed."""
@@ -109,7 +106,7 @@ class Connection:
             await self._send(_bad(error))
         self.busy = False
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            return not self._closing.is_set()
+            return not self._ask.closing.is_set()
         await self._linger()
         return False
 
@@ -238,8 +235,9 @@ class Connection:
             async with aclosing(answer.entries) as entries:
                 async for entry in entries:
                     await self._say(h11.Data(data=fields.encoded(entry)))
-        except Refusal as refusal:
-            await self._say(h11.Data(data=fields.encoded(refusal.answer().value)))
+        except (Refusal, SupervisorError) as error:
+            told = error.answer().value if isinstance(error, Refusal) else {"error": str(error)}
+            await self._say(h11.Data(data=fields.encoded(told)))
         await self._say(h11.EndOfMessage())
 
     async def _send(self, answer: Json, more: Sequence[tuple[str, str]] = ()) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
-if TYPE_CHECKING:
-    import trio
+from supervisor.control.feed import Closing
 
+if TYPE_CHECKING:
     from supervisor.control.peers import Peer
     from supervisor.control.wire import Wire
     from supervisor.record.eventlog import EventLog
@@ -46,12 +46,6 @@ class About:
     cgroup: str = ""
 
 
-def _never() -> trio.Event:
-    import trio
-
-    return trio.Event()
-
-
 @frozen
 class Ask:
     """One request, checked: `path` has the values of `{...}`, `query` and `body` are instances of
@@ -65,7 +59,7 @@ class Ask:
     path: Mapping[str, str] = field(factory=dict)
     query: Any = None
     body: Any = None
-    closing: trio.Event = field(factory=_never)
+    closing: Closing = field(factory=Closing)
     """Set when the instance is about to end: whoever waits answers then."""
 
     def job(self) -> Job:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from supervisor.control.feed import Closing
 from supervisor.control.peers import Peer, peer_of
 from supervisor.control.routes import About, Ask
 from supervisor.control.wire import Wire
@@ -71,7 +73,7 @@ class Server:
         self._log = log
         self._about = about
         self._group = group
-        self._closing = trio.Event()
+        self._closing = Closing()
         self._left = trio.Event()
         self._clients: dict[Connection, int] = {}
         self._count: Counter[int] = Counter()
@@ -102,13 +104,16 @@ class Server:
             peer = _peer(connection)
             if peer is not None:
                 await self._talk(wire, peer)
+        except Exception as error:
+            # A bug of ours, or of a module that cannot be imported: no job is to suffer from it.
+            self._log.emit("warning", text=f"a bug: a client was dropped: {_described(error)}")
         finally:
             wire.close()
 
     async def _talk(self, wire: Wire, peer: Peer) -> None:
         http, table = await _modules()
         ask = Ask(self._instance, self._log, self._about, peer, closing=self._closing)
-        client = http.Connection(wire, ask, table.ROUTES, self._group, self._closing)
+        client = http.Connection(wire, ask, table.ROUTES, self._group)
         self._count[peer.uid] += 1
         self._clients[client] = peer.uid
         try:
@@ -120,6 +125,11 @@ class Server:
             del self._clients[client]
             self._count[peer.uid] -= 1
             self._left.set()
+
+
+def _described(error: Exception) -> str:
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    return f"{error!r} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 _TRANSIENT = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

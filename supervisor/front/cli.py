@@ -35,6 +35,9 @@ that hold; and tell, with evidence, why each of them ended.
 
 while an instance runs:
   supervise ps                  its jobs, and what they are doing
+  supervise status [JOB]        one job in full, or the instance
+  supervise events -f           what happens
+  supervise wait [JOB ...]      until they have ended, or run
   supervise stop [JOB ...]      stop jobs, or all of it
 """
 
@@ -240,6 +243,24 @@ def _ps(verb: argparse.ArgumentParser) -> None:
     configure(verb)
 
 
+def _status(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.status import configure
+
+    configure(verb)
+
+
+def _events(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.events import configure
+
+    configure(verb)
+
+
+def _wait(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.wait import configure
+
+    configure(verb)
+
+
 def _stop(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.verbs.stop import configure
 
@@ -354,6 +375,9 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("print every step of a start, in order, without doing it", _plan),
     "doctor": ("try each namespace and each limit on this host", _doctor),
     "ps": ("list the jobs of a running instance, and what they are doing", _ps),
+    "status": ("one job of a running instance in full, or the instance", _status),
+    "events": ("what has happened in a running instance, and what happens", _events),
+    "wait": ("wait until jobs have ended, or run", _wait),
     "stop": ("stop jobs of a running instance, or all of it", _stop),
     "kill": ("kill jobs at once, or send them a signal", _kill),
     "history": ("the runs of before: which there were, why they ended, and on what", _history),

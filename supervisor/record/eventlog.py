@@ -116,7 +116,10 @@ class LogFile:
 
 
 class EventLog:
-    """The open event log of one instance; used from the event loop's thread only."""
+    """The open event log of one instance; used from the event loop's thread only.
+
+    `began` is the number of the last entry that was there before.
+    """
 
     def __init__(
         self,
@@ -134,8 +137,9 @@ class EventLog:
         full disk.
         """
         structlog = import_structlog()
+        self.path = path
         self._clock = clock
-        self._seq = max(after, last_of_all(path))
+        self._seq = self.began = max(after, last_of_all(path))
         self._file = LogFile(path, size, most)
         self._subscribers: list[Subscriber] = []
         self._failed: list[str] = []

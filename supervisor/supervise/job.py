@@ -42,6 +42,7 @@ class Job:
         self.state = State.WAITING
         self.records: list[RunRecord] = []
         self.ended = trio.Event()
+        self._moved = trio.Event()
         self._limits = spec.limits
         self._run: Run | None = None
         self._stop: tuple[Reason, str, str] | None = None
@@ -262,6 +263,12 @@ class Job:
     def _enter(self, state: State) -> None:
         if state is not self.state:
             self.state = check(self.state, state)
+            self._moved.set()
+            self._moved = trio.Event()
+
+    async def moved(self) -> None:
+        """Until the job's state is another."""
+        await self._moved.wait()
 
     def status(self, now: float) -> JobStatus:
         """What the job is doing, for the views; reads the cgroup of a running one."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from supervisor.front.verbs import place
+from supervisor.front.verbs.client import Reply
 from tests.support.batch import Batch, Running
 from tests.support.command import Done
 
@@ -85,6 +87,85 @@ def test_without_an_instance_it_is_said_where_one_was_looked_for(batch: Batch, a
     gone = ask("ps")
     assert gone.status == 125
     assert f"{batch.name}/socket: no instance listens there" in gone.stderr
+
+
+def test_events_are_followed_from_the_log_to_the_end(batch: Batch, ask: Ask) -> None:
+    with batch.start(TWO) as running:
+        running.wait_started("one", "two")
+        socket = batch.where.runtime / batch.name / "socket"
+        follow = batch.supervise.start("events", "-f", "--json", "--socket", socket)
+        only = batch.supervise.start("events", "--new", "--event", "job_ended", "--socket", socket)
+        assert follow.stdout is not None and only.stdout is not None
+        first = json.loads(follow.stdout.readline())
+        assert (first["seq"], first["event"]) == (1, "supervisor_started")
+        assert "one started (pid" in ask("events", "one").stdout
+        late = ask("events", "--json", "--since", str(first["seq"])).stdout.splitlines()
+        assert json.loads(late[0])["seq"] == 2
+        assert ask("events", "--event", "job_endet").status == 2
+        assert ask("stop", "one", "--wait").stdout == "one\n"
+        assert ask("stop", "--wait").status == 0
+        # the lock is free: nothing is left, and the streams have their ends
+        followed = [json.loads(line) for line in follow.stdout]
+        told = [line.split()[1:4] for line in only.stdout]
+        assert (follow.wait(), only.wait()) == (0, 0)
+        for client in (follow, only):
+            client.communicate()
+        running.finish()
+    assert [first, *followed] == batch.entries()
+    assert followed[-1]["event"] == "supervisor_stopped"
+    assert told[-1] == ["two", "ended:", "stopped"]
+
+
+def test_waiting_for_jobs(batch: Batch, ask: Ask) -> None:
+    ready = batch.fifo("ready")
+    jobs = """
+        [jobs.good]
+        command = ["sh", "-c", "read line < /tmp/ready"]
+        [jobs.bad]
+        command = "false"
+        [jobs.later]
+        command = "true"
+        after = ["good"]
+        [jobs.never]
+        command = "true"
+        after = ["bad"]
+    """
+    with batch.start(jobs, defaults=batch.sees(ready)) as running:
+        running.wait_started("good")
+        assert ask("wait", "bad").status == 1
+        assert ask("wait", "--for", "running", "good", "bad").stdout == "good\nbad\n"
+        late = ask("wait", "good", "--timeout", "10ms")
+        assert (late.status, late.stdout) == (124, "")
+        assert ask("wait", "--for", "running", "never").status == 1
+        assert ask("wait", "--any", "good", "bad").stdout == "bad\n"
+        assert ask("wait", "nobody").status == 2
+        assert ask("wait", "--timeout", "soon").status == 2
+        # asked before the last job may end, which ends the instance
+        with place.connect(batch.where.runtime / batch.name / "socket") as stream:
+            stream.sendall(b"GET /v1/wait?job=good&job=later HTTP/1.1\r\nHost: x\r\n\r\n")
+            ready.write_text("go\n")
+            answer = json.loads(Reply(stream).read())
+        running.finish()
+    ended = [(job["name"], job["reason"]) for job in answer["jobs"]]
+    assert ended == [("good", "succeeded"), ("later", "succeeded")]
+
+
+def test_one_job_in_full_and_the_instance(batch: Batch, ask: Ask) -> None:
+    with batch.start(TWO) as running:
+        running.wait_started("one", "two")
+        text = ask("status", "two").stdout
+        assert text.startswith("two: running for ")
+        assert "\n  command  sleep 1000\n" in text
+        assert "\n  limits   memory = 64.0M\n" in text
+        job = json.loads(ask("status", "two", "--json").stdout)
+        assert job["spec"]["environment"] == {"SUPERVISE_BATCH": batch.name}
+        assert job["status"]["run"].endswith("-two")
+        instance = ask("status").stdout
+        assert instance.startswith(f"{batch.name}: 2 running\n")
+        assert f"\n  config   {batch.path}\n" in instance
+        ask("kill", "one")
+        running.wait_for(" one ended: ")
+        assert "\n  attempt 1  stopped after " in ask("status", "one").stdout
 
 
 def test_a_stale_socket_is_replaced(batch: Batch, ask: Ask) -> None:

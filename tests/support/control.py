@@ -79,7 +79,7 @@ async def talk(
     async with trio.open_nursery() as nursery:
         wire = Wire(trio.socket.from_stdlib_socket(theirs))
         ask = Ask(None, log, ABOUT, peer)  # type: ignore[arg-type]
-        connection = Connection(wire, ask, routes, group, trio.Event())
+        connection = Connection(wire, ask, routes, group)
 
         async def serve() -> None:
             try:

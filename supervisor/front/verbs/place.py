@@ -27,9 +27,15 @@ def instance_flags(verb: argparse.ArgumentParser) -> None:
     """Which instance is meant."""
     where = verb.add_mutually_exclusive_group()
     where.add_argument(
-        "-n", "--instance", metavar="NAME", help="the instance (default: the one that runs)"
+        "-n", "--instance", metavar="INSTANCE", help="the instance (default: the one that runs)"
     )
     where.add_argument("--socket", metavar="PATH", help=f"its socket (default: ${VARIABLE})")
+
+
+def colour_flag(verb: argparse.ArgumentParser) -> None:
+    """Whether to colour what is printed."""
+    choices = ("auto", "always", "never")
+    verb.add_argument("--color", choices=choices, default="auto", help="(NO_COLOR is honoured)")
 
 
 def find(args: argparse.Namespace, environ: Mapping[str, str]) -> Path:

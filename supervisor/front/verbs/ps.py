@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisor.front.verbs.client import Client
-from supervisor.front.verbs.place import instance_flags
+from supervisor.front.verbs.place import colour_flag, instance_flags
 
 EPILOG = """\
 examples:
@@ -36,7 +36,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     kind = verb.add_mutually_exclusive_group()
     kind.add_argument("-q", "--quiet", action="store_true", help="only their names, one a line")
     kind.add_argument("--json", action="store_true", help="one job a line as JSON")
-    verb.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+    colour_flag(verb)
     instance_flags(verb)
     verb.set_defaults(verb=run)
 
@@ -71,7 +71,7 @@ def table(jobs: list[Status], color: str) -> str:
         Column("PIDS", right=True),
         Column("NOTE", shrinks=True),
     )
-    rows = [(_cells(job, now), _tint(job)) for job in jobs]
+    rows = [(_cells(job, now), tint(job)) for job in jobs]
     width = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
     colour = use_colour(color, sys.stdout, os.environ)
     return laid_out(columns, rows, width=width, colour=colour)
@@ -109,7 +109,8 @@ def note(job: Status) -> str:
     return ", ".join(words)
 
 
-def _tint(job: Status) -> str:
+def tint(job: Status) -> str:
+    """The colour of its state."""
     from supervisor.front.lines import DIM, GREEN, RED, YELLOW
 
     if job["state"] == "ended":
