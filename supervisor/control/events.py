@@ -15,8 +15,11 @@ from attrs import frozen
 
 from supervisor.control.feed import Feed
 from supervisor.control.routes import Answer, Ask, Lines, Refusal, Route
-from supervisor.record import backlog
 from supervisor.record.entries import KINDS
+from supervisor.record.eventfiles import Tail
+
+PART = 256 * 1024
+"""Bytes of the log that are read at a time: parsed within a few milliseconds."""
 
 
 @frozen
@@ -79,11 +82,11 @@ async def _lines(
     if query.follow:
         ask.log.subscribe(heard)
     try:
-        with closing(backlog.parts(ask.log.path, since, last)) as parts:
-            while (part := await trio.to_thread.run_sync(next, parts, None)) is not None:
+        with closing(Tail(ask.log.path, since)) as tail:
+            while tail.seq < last and (part := await trio.to_thread.run_sync(tail.read, PART)):
                 for old in part:
-                    if query.wants(old):
-                        yield old
+                    if old.seq <= last and query.wants(old.entry):
+                        yield old.entry
         if query.follow:
             with ask.closing.calls(feed.end):
                 while (new := await feed.take()) is not None:

@@ -23,6 +23,7 @@ from attrs import frozen
 from supervisor.errors import KernelError
 
 HEAD = re.compile(rb'^\{"seq": (\d+),', re.MULTILINE)
+NEXT = re.compile(rb'\n\{"seq": (\d+),')
 CHUNK = 65536
 BATCH = 1 << 20
 """Bytes that a reader takes at once."""
@@ -92,6 +93,19 @@ def _last_in(fd: int) -> int:
         want = min(2 * want, size)
     last, end = (int(found[-1][1]), found[-1].end()) if found else (0, 0)
     return last + len([line for line in tail[end:].split(b"\n")[bool(found) :] if line])
+
+
+def _start(fd: int, seq: int) -> int:
+    """Where the first entry after `seq` is looked for: not more than a few parts before it."""
+    low, high = 0, os.fstat(fd).st_size
+    while high - low > CHUNK:
+        middle = (low + high) // 2
+        head = NEXT.search(os.pread(fd, CHUNK, middle))
+        if head is not None and int(head[1]) <= seq:
+            low = middle + head.start() + 1
+        else:
+            high = middle
+    return low
 
 
 def last_of_all(path: Path) -> int:
@@ -184,6 +198,7 @@ class Tail:
                 continue
             # It may have been rotated meanwhile: then what we hold is not the next one.
             if one != self.path or not self._older_ones():
+                os.lseek(self._fd, _start(self._fd, self.seq), os.SEEK_SET)
                 return True
             self.close()
 

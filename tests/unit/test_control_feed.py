@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.control.feed import Closing, Feed
-from supervisor.errors import KernelError
-from supervisor.record import backlog
+from supervisor.record import eventfiles
+from supervisor.record.eventfiles import parse
 from supervisor.record.eventlog import EventLog
 
 
@@ -81,27 +80,30 @@ async def test_the_end_wakes_who_waits():
         assert await feed.take() is None
 
 
-def test_a_log_is_read_from_any_number_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(backlog, "PART", 200)
+@pytest.mark.parametrize("size", [None, 2000])
+def test_a_log_is_read_from_any_number_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+):
+    monkeypatch.setattr(eventfiles, "CHUNK", 200)
     path = tmp_path / "events.ndjson"
-    log = EventLog(path, lambda: 0.0)
+    log = EventLog(path, lambda: 0.0, size=size, most=100)
     for number in range(100):
         log.emit("warning", text="x" * (number * 7 % 90))
     log.close()
     for since in (0, 1, 42, 98, 99, 100, 1000):
-        for last in (0, 1, 50, 99, 100):
-            found = [entry["seq"] for part in backlog.parts(path, since, last) for entry in part]
-            assert found == list(range(since + 1, last + 1))
+        found = [line.seq for line in eventfiles.entries(path, since)]
+        assert found == list(range(since + 1, 101))
 
 
-def test_torn_lines_are_passed_over(tmp_path: Path):
+def test_an_entry_far_behind_is_found_without_reading_what_is_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "events.ndjson"
-    whole = [json.dumps({"seq": number, "event": "warning"}) for number in (1, 3, 4)]
-    path.write_text("\n".join([whole[0], '{"seq": 2, "ti', whole[1], "[]", "", whole[2][:-3]]))
-    found = [entry["seq"] for part in backlog.parts(path, 0, 4) for entry in part]
-    assert found == [1, 3]
-
-
-def test_a_log_that_is_not_there_is_told(tmp_path: Path):
-    with pytest.raises(KernelError, match="No such file"):
-        list(backlog.parts(tmp_path / "none", 0, 1))
+    log = EventLog(path, lambda: 0.0)
+    for _ in range(3000):
+        log.emit("warning", text="x" * 1000)
+    log.close()
+    parsed = []
+    monkeypatch.setattr(eventfiles, "parse", lambda text: parsed.append(text) or parse(text))
+    assert [line.seq for line in eventfiles.entries(path, 2990)] == list(range(2991, 3001))
+    assert len(parsed) < 300
