@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from typing import Any
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import ge, optional
 
 from supervisor.control.feed import Feed
 from supervisor.control.routes import Answer, Ask, Lines, Refusal, Route
@@ -30,10 +31,14 @@ class EventsQuery:
     `event` choose, as many as one likes of either.
     """
 
-    since: int | None = None
+    since: int | None = field(
+        default=None, validator=optional(ge(0)), metadata={"schema": {"minimum": 0}}
+    )
     follow: bool = False
     job: tuple[str, ...] = ()
-    event: tuple[str, ...] = ()
+    event: tuple[str, ...] = field(
+        default=(), metadata={"schema": {"items": {"type": "string", "enum": list(KINDS)}}}
+    )
 
     def wants(self, entry: Mapping[str, Any]) -> bool:
         """Whether it is among those that were asked for; a gap always is."""

@@ -5,17 +5,20 @@ May import: `errors`, `model`, `supervise`, `control.routes`, attrs.
 
 from __future__ import annotations
 
+import signal
 import time
-from typing import Any
 
-from attrs import asdict, frozen
+from attrs import evolve, field, frozen
 
 from supervisor.control.routes import Answer, Ask, Json, Refusal, Route
+from supervisor.model.job import JobSpec
 from supervisor.model.limits import Limits
-from supervisor.model.record import Reason
+from supervisor.model.record import Reason, RunRecord
 from supervisor.model.state import State
 from supervisor.model.status import InstanceStatus, JobStatus
 from supervisor.supervise.job import Job
+
+SIGNALS = [one.name.removeprefix("SIG") for one in signal.Signals]
 
 LATEST = 10
 """Runs that a job's answer has; the event log has them all."""
@@ -26,13 +29,14 @@ class JobAnswer:
     """One job in full: what it is doing, what it was told, and how its latest runs ended.
 
     `limits` are those in force; `spec` is the job as configured (docs/config.md), `runs` are
-    records (docs/verdicts.md), the latest last, of `attempts` in all.
+    records (docs/verdicts.md), the latest last, of `attempts` in all.  Who may only read sees
+    the names in its environment, and no values.
     """
 
     status: JobStatus
     limits: Limits
-    spec: dict[str, Any]
-    runs: tuple[dict[str, Any], ...] = ()
+    spec: JobSpec
+    runs: tuple[RunRecord, ...] = ()
     attempts: int = 0
 
 
@@ -47,7 +51,7 @@ class StopJob:
 class KillJob:
     """`signal` by its name, as "HUP"; KILL ends the job for good, as nothing is run again."""
 
-    signal: str = "KILL"
+    signal: str = field(default="KILL", metadata={"schema": {"enum": SIGNALS}})
     why: str = ""
 
 
@@ -55,18 +59,20 @@ async def _jobs(ask: Ask) -> Answer:
     return Json(200, ask.instance.status())
 
 
-def describe(job: Job) -> JobAnswer:
+def describe(job: Job, *, full: bool) -> JobAnswer:
+    """`full`: with the values of its environment, which may be secrets."""
+    hidden = dict.fromkeys(job.spec.environment, "")
     return JobAnswer(
         status=job.status(time.time()),
         limits=job.limits,
-        spec=asdict(job.spec),
-        runs=tuple(record.to_json() for record in job.records[-LATEST:]),
+        spec=job.spec if full else evolve(job.spec, environment=hidden),
+        runs=tuple(job.records[-LATEST:]),
         attempts=len(job.records),
     )
 
 
 async def _job(ask: Ask) -> Answer:
-    return Json(200, describe(ask.job()))
+    return Json(200, describe(ask.job(), full=ask.peer.uid in (0, ask.about.owner)))
 
 
 def not_ended(ask: Ask) -> Job:
@@ -98,8 +104,6 @@ async def _kill(ask: Ask) -> Answer:
 
 def signal_name(text: str) -> str:
     """ "HUP" of "HUP", "SIGHUP", "hup" or "1".  Raises Refusal (400)."""
-    import signal
-
     word = text.upper().removeprefix("SIG")
     names = {one.name.removeprefix("SIG"): int(one) for one in signal.Signals}
     for name, number in names.items():

@@ -5,11 +5,12 @@ May import: the modules of `control` that have some.
 
 from __future__ import annotations
 
-from supervisor.control import about, events, jobs, waiting
+from supervisor.control import about, events, jobs, openapi, waiting
 from supervisor.control.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     *about.ROUTES,
+    *openapi.ROUTES,
     *jobs.ROUTES,
     *waiting.ROUTES,
     *events.ROUTES,
