@@ -170,13 +170,13 @@ def test_one_job_in_full_and_the_instance(batch: Batch, ask: Ask) -> None:
 
 def test_a_stale_socket_is_replaced(batch: Batch, ask: Ask) -> None:
     batch.write(TWO)
-    first = batch.supervise.start(batch.path)
-    view = Running(first, batch)
-    view.wait_started("one", "two")
-    first.kill()
-    view.finish()
+    killed = Running(batch.supervise.start(batch.path), batch)
+    killed.wait_started("one", "two")
+    killed.process.kill()
+    killed.process.wait()
     assert (batch.where.runtime / batch.name / "socket").is_socket()
     assert ask("ps").status == 125
     with batch.start(TWO) as running:
         running.wait_started("one", "two")
         assert ask("ps", "-q").stdout == "one\ntwo\n"
+    killed.finish()

@@ -33,6 +33,8 @@ command = "sleep 1000"
 limits.memory = "64M"
 [jobs.ended]
 command = "true"
+[jobs.that-nobody-names]
+command = "sleep 1000"
 """
 
 ENDS_IT = {"/v1/stop"}
@@ -51,7 +53,11 @@ def over_tcp(path: Path) -> Iterator[str]:
             with suppress(OSError):  # it is closed, at the end
                 while True:
                     client, _ = listener.accept()
-                    server = place.connect(path)
+                    try:
+                        server = place.connect(path)
+                    except OSError:
+                        client.close()
+                        raise
                     for one, other in ((client, server), (server, client)):
                         thread = threading.Thread(target=copy, args=(one, other), daemon=True)
                         thread.start()
