@@ -67,6 +67,10 @@ class LimitError(SupervisorError):
         super().__init__("\n  ".join(self.missing), hint=hint)
 
 
+class StateError(SupervisorError):
+    """What was asked for does not fit what a job, or the instance, is doing now."""
+
+
 class SpawnError(SupervisorError):
     """A container could not be made: at which stage, on which path, for which errno.
 

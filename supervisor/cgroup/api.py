@@ -24,9 +24,12 @@ from attrs import field, frozen
 
 from supervisor.model.action import LimitName
 from supervisor.model.job import Resource
-from supervisor.model.limits import Limits
+from supervisor.model.limits import IoLimit, Limits
 
 Version = Literal["v1", "hybrid", "v2", "none"]
+
+Changeable = LimitName | Literal["memory_low"]
+"""What `JobCgroup.change` takes."""
 
 
 @frozen
@@ -239,8 +242,16 @@ class JobCgroup(Protocol):
         v1: devices.allow.  v2: a BPF program.  Where `missing_devices` says so: KernelError.
         """
 
-    def change(self, limit: LimitName, to: float) -> float:
-        """Change one limit of the living job; the value read back."""
+    def change(self, limit: Changeable, to: float | None, *, force: bool = False) -> float | None:
+        """Change one limit of the living job; the value read back.  `to` None: no limit any more.
+
+        A limit on memory below what is in use, where the kernel cannot reclaim enough: KernelError
+        (EBUSY), and the limit is as it was; it may take as long as swap and disk do.  With `force`
+        v2's OOM killer makes the room (v1 has no such way).  To raise one never waits.
+        """
+
+    def change_io(self, limits: Iterable[IoLimit]) -> tuple[Reading, ...]:
+        """Throttle these devices, and no others any more."""
 
     def hold_at_limit(self, hold: bool) -> None:
         """Tasks at the memory limit sleep (True) or meet the OOM killer (False).
@@ -309,7 +320,8 @@ class JobCgroup(Protocol):
     def freeze(self) -> None:
         """Stop the payload; returns when it has, or after 50 ms with the kernel still at it."""
 
-    def thaw(self) -> None: ...
+    def thaw(self) -> None:
+        """The opposite of `freeze`; who is held at the memory limit stays so."""
 
     def try_remove(self) -> bool:
         """Remove the directories that are empty, without waiting or killing; whether all are."""

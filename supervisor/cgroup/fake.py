@@ -13,6 +13,7 @@ from typing import Any
 from attrs import define, evolve, field
 
 from supervisor.cgroup.api import (
+    Changeable,
     Counters,
     DeviceRule,
     Entry,
@@ -26,9 +27,8 @@ from supervisor.cgroup.api import (
     Version,
 )
 from supervisor.errors import KernelError, LimitError
-from supervisor.model.action import LimitName
 from supervisor.model.job import Resource
-from supervisor.model.limits import Limits
+from supervisor.model.limits import IoLimit, Limits
 
 _ROOT = "/fake"
 _APPLIED = ("memory", "memory_high", "memory_low", "swap", "swappiness", "pids", "cpus",
@@ -84,13 +84,22 @@ class FakeJob:
             raise KernelError("limit devices", self.path, errno.ENOSYS)
         self.devices = tuple(devices)
 
-    def change(self, limit: LimitName, to: float) -> float:
+    def change(self, limit: Changeable, to: float | None, *, force: bool = False) -> float | None:
         self._alive()
-        value: Any = to if limit == "cpus" else int(to)
+        value: Any = to if limit == "cpus" or to is None else int(to)
+        if limit == "memory" and value is not None and value < (self.used.memory or 0):
+            if not force:
+                raise KernelError("lower", self.path, errno.EBUSY)
+            self._kill_for_memory(None)
         self.limits = evolve(self.limits, **{limit: value})
         if limit == "memory":
             self._let_go()
         return to
+
+    def change_io(self, limits: Iterable[IoLimit]) -> tuple[Reading, ...]:
+        self._alive()
+        self.limits = evolve(self.limits, io=tuple(limits))
+        return tuple(Reading(f"{self.path}/io", str(limit)) for limit in self.limits.io)
 
     def hold_at_limit(self, hold: bool) -> None:
         self._alive()

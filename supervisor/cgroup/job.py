@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from supervisor.cgroup import psi, v1, v2
 from supervisor.cgroup import share as shares
 from supervisor.cgroup.api import (
+    Changeable,
     Counters,
     DeviceRule,
     Entry,
@@ -29,9 +30,8 @@ from supervisor.cgroup.parts import (
     Pids,
 )
 from supervisor.errors import KernelError, LimitError
-from supervisor.model.action import LimitName
 from supervisor.model.job import Resource
-from supervisor.model.limits import Limits
+from supervisor.model.limits import IoLimit, Limits
 
 if TYPE_CHECKING:
     from supervisor.cgroup.manager import Layer, Manager
@@ -159,22 +159,35 @@ class Job:
             self._tree.runs.append(run)
         return (v2.Cpuset if layer.unified else v1.Cpuset)(self._payload(layer))
 
-    def change(self, limit: LimitName, to: float) -> float:
+    def change(self, limit: Changeable, to: float | None, *, force: bool = False) -> float | None:
+        whole = None if to is None else int(to)
         if limit == "pids" and self._pids:
-            return int(self._pids.set(int(to)).text)
+            return self._pids.change(whole)
         if limit == "cpus" and self._cpu:
             return self._cpu.change_cpus(to)
         if limit == "cpu_weight" and self._cpu:
-            return self._cpu.change_weight(int(to))
-        if limit == "memory_high" and self._memory:
-            return self._memory.change_high(int(to))
-        if limit in ("memory", "swap") and self._memory:
-            part = self._memory
-            with self._deciding:
-                now = (part.change_memory if limit == "memory" else part.change_swap)(int(to))
-                self._let_go()
-            return now
+            return self._cpu.change_weight(whole)
+        if limit in ("memory", "memory_high", "memory_low", "swap") and self._memory:
+            return self._change_memory(self._memory, limit, whole, force=force)
         raise LimitError([f"{limit}: this host has no controller for it"])
+
+    def _change_memory(
+        self, memory: MemoryPart, limit: Changeable, to: int | None, *, force: bool
+    ) -> int | None:
+        if limit == "memory_high":
+            return memory.change_high(to)
+        if limit == "memory_low":
+            return memory.change_low(to)
+        with self._deciding:
+            swap = limit == "swap"
+            now = memory.change_swap(to) if swap else memory.change_memory(to, force=force)
+            self._let_go()
+        return now
+
+    def change_io(self, limits: Iterable[IoLimit]) -> tuple[Reading, ...]:
+        if self._io is None:
+            raise LimitError(["io: this host has no controller for it"])
+        return tuple(self._io.set(limits))
 
     def hold_at_limit(self, hold: bool) -> None:
         if self._memory is None:
@@ -299,6 +312,8 @@ class Job:
     def thaw(self) -> None:
         with self._deciding:
             self._stopped = False
+            if self._memory and self._memory.holds():
+                return
             if self._memory:
                 self._memory.release()
             self._tree.thaw()

@@ -46,10 +46,16 @@ class MemoryPart(Protocol):
     def set_soft(self, high: int | None, low: int | None) -> list[Reading]:
         """Bytes above which the payload is slowed down, and up to which it is left alone."""
 
-    def change_memory(self, to: int) -> int: ...
-    def change_high(self, to: int) -> int: ...
-    def change_swap(self, to: int) -> int: ...
+    def change_memory(self, to: int | None, *, force: bool = False) -> int | None:
+        """EBUSY, and nothing has changed, where more is in use; with `force` v2 kills for it."""
+
+    def change_high(self, to: int | None) -> int | None: ...
+    def change_low(self, to: int | None) -> int | None: ...
+    def change_swap(self, to: int | None) -> int | None: ...
     def hold(self, hold: bool) -> None: ...
+    def holds(self) -> bool:
+        """Whether part of the payload is frozen because it is held at its limit."""
+
     def release(self) -> bool:
         """Note that the payload is to be let go; whether any of it was frozen for the hold."""
 
@@ -65,8 +71,8 @@ class MemoryPart(Protocol):
 class CpuPart(Protocol):
     def set(self, cpus: float | None, weight: int | None) -> list[Reading]: ...
     def set_idle(self) -> Reading: ...
-    def change_cpus(self, to: float) -> float: ...
-    def change_weight(self, to: int) -> int: ...
+    def change_cpus(self, to: float | None) -> float | None: ...
+    def change_weight(self, to: int | None) -> int | None: ...
     def throttled(self) -> float | None:
         """Seconds."""
 
@@ -81,7 +87,9 @@ class CpusetPart(Protocol):
 
 
 class IoPart(Protocol):
-    def set(self, limits: Iterable[IoLimit]) -> list[Reading]: ...
+    def set(self, limits: Iterable[IoLimit]) -> list[Reading]:
+        """Throttle these; what an earlier call throttled, and this one does not, is set free."""
+
     def usage(self) -> tuple[int, int]:
         """Bytes read and written."""
 
@@ -99,6 +107,12 @@ class Pids:
         reading = files.write_back(self._limit, str(limit))
         expect("pids", reading, limit, int(reading.text))
         return reading
+
+    def change(self, to: int | None) -> int | None:
+        if to is None:
+            files.write(self._limit, "max")
+            return None
+        return int(self.set(to).text)
 
     def refused(self) -> int:
         return files.table(self.events).get("max", 0)
@@ -131,6 +145,9 @@ def quota_and_period(cpus: float) -> tuple[int, int]:
     period = PERIOD if cpus * PERIOD >= LEAST_QUOTA else LONG_PERIOD
     return max(LEAST_QUOTA, round(cpus * period)), period
 
+
+EVEN_WEIGHT = 100
+"""What a run has that asks for no `cpu_weight`."""
 
 RATES = ("read_bps", "write_bps", "read_iops", "write_iops")
 

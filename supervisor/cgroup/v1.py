@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from supervisor.cgroup import files
 from supervisor.cgroup.api import Notification, Reading
 from supervisor.cgroup.parts import (
+    EVEN_WEIGHT,
     PAGE,
     PERIOD,
     MemoryCounts,
@@ -21,7 +22,7 @@ from supervisor.cgroup.parts import (
     quota_and_period,
     rates,
 )
-from supervisor.errors import KernelError, LimitError
+from supervisor.errors import KernelError, LimitError, SupervisorError
 from supervisor.model.limits import IoLimit
 
 FREEZE_PATIENCE = 0.05
@@ -93,25 +94,50 @@ class Memory:
                 raise LimitError([f"{limit}: v1 has no such limit"])
         return []
 
-    def change_high(self, to: int) -> int:
+    def change_high(self, to: int | None) -> int | None:
         raise LimitError(["memory_high: v1 has no such limit"])
 
-    def change_memory(self, to: int) -> int:
+    def change_low(self, to: int | None) -> int | None:
+        raise LimitError(["memory_low: v1 has no such limit"])
+
+    def change_memory(self, to: int | None, *, force: bool = False) -> int | None:
+        """The kernel reclaims what it can first; nobody is killed for it, whatever `force` says."""
         self._remember()
-        self._place(to)
+        paths = (self._limit, self._total) if self._swap is not None else (self._limit,)
+        before = [(path, files.read(path)) for path in paths]
+        try:
+            if to is None:
+                self._lift()
+                return None
+            self._place(to)
+        except SupervisorError:
+            for path, text in before:  # one of the two may have been written
+                files.write(path, text)
+            raise
         return files.number(self._limit)
+
+    def _lift(self) -> None:
+        """memory.memsw first: it is never less than the other."""
+        if "memory.memsw." in self._kinds:
+            files.write(self._total, "-1")
+        files.write(self._limit, "-1")
+        self._swap = None
 
     def _remember(self) -> None:
         """What the peak says of a limit is lost once the limit has moved."""
         self._reached_before = self._reached_before or _reached(self._own)
 
-    def change_swap(self, to: int) -> int:
+    def change_swap(self, to: int | None) -> int | None:
         self._remember()
-        self._swap = to
+        if to is None:
+            files.write(self._total, "-1")
+            self._swap = None
+            return None
         memory = files.number(self._limit)
         if memory >= files.UNLIMITED:
             raise LimitError(["swap: v1 limits memory and swap together, and memory has no limit"])
         self._write("swap", self._total, memory + to)
+        self._swap = to
         return files.number(self._total) - memory
 
     def hold(self, hold: bool) -> None:
@@ -121,6 +147,9 @@ class Memory:
         """Whether tasks sleep at the limit."""
         control = files.table(self._oom)
         return control.get("oom_kill_disable", 0) > 0 and control.get("under_oom", 0) > 0
+
+    def holds(self) -> bool:
+        return self.others_frozen and self.asleep()
 
     def release(self) -> bool:
         """The kernel itself wakes who sleeps at the limit; not so those that were frozen."""
@@ -226,11 +255,15 @@ class Cpu:
     def set_idle(self) -> Reading:
         return make_idle(self._run)
 
-    def change_cpus(self, to: float) -> float:
+    def change_cpus(self, to: float | None) -> float | None:
+        if to is None:
+            files.write(self._quota, "-1")
+            return None
         return int(self._bandwidth(to)[-1].text) / self._period_now
 
-    def change_weight(self, to: int) -> int:
-        return round(int(self.set(None, to)[0].text) * 100 / 1024)
+    def change_weight(self, to: int | None) -> int | None:
+        now = round(int(self.set(None, to or EVEN_WEIGHT)[0].text) * 100 / 1024)
+        return now if to else None
 
     def throttled(self) -> float | None:
         return files.table(self._stat).get("throttled_time", 0) / 1e9
@@ -283,16 +316,27 @@ class Io:
         if f"{bytes_file}_recursive" in has:
             bytes_file += "_recursive"
         self._bytes = f"{directory}/{bytes_file}"
+        self._throttled: set[tuple[str, str]] = set()
 
     def set(self, limits: Iterable[IoLimit]) -> list[Reading]:
+        wanted = {
+            (device, name): value
+            for device, limit in by_device(limits).items()
+            for name, value in rates(limit)
+        }
         readings = []
-        for device, limit in by_device(limits).items():
-            for name, value in rates(limit):
-                path = f"{self._directory}/blkio.throttle.{name}_device"
-                reading = files.write_back(path, f"{device} {value}")
-                expect("io", reading, value, files.parse_table(reading.text).get(device, 0))
-                readings.append(reading)
+        for (device, name), value in wanted.items():
+            reading = files.write_back(self._path(name), f"{device} {value}")
+            self._throttled.add((device, name))
+            expect("io", reading, value, files.parse_table(reading.text).get(device, 0))
+            readings.append(reading)
+        for device, name in sorted(self._throttled - set(wanted)):
+            files.write(self._path(name), f"{device} 0")
+            self._throttled.discard((device, name))
         return readings
+
+    def _path(self, rate: str) -> str:
+        return f"{self._directory}/blkio.throttle.{rate}_device"
 
     def usage(self) -> tuple[int, int]:
         read = written = 0

@@ -5,6 +5,7 @@ For this package only.  Twin of `v1`: the same parts, other files.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterable
@@ -12,7 +13,9 @@ from collections.abc import Iterable
 from supervisor.cgroup import files
 from supervisor.cgroup.api import Missing, Notification, Reading
 from supervisor.cgroup.parts import (
+    EVEN_WEIGHT,
     PAGE,
+    RATES,
     MemoryCounts,
     by_device,
     expect,
@@ -21,7 +24,7 @@ from supervisor.cgroup.parts import (
     rates,
 )
 from supervisor.cgroup.v1 import FREEZE_PATIENCE
-from supervisor.errors import LimitError
+from supervisor.errors import KernelError, LimitError
 from supervisor.model.limits import IoLimit
 
 _IO_KEYS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
@@ -136,11 +139,19 @@ class Memory:
             self._protected = False
             _grant(os.path.dirname(self._directory), 0)
 
-    def change_high(self, to: int) -> int:
+    def change_high(self, to: int | None) -> int | None:
         """The new one; it takes effect below the wire of `hold`, which stays."""
-        self._wanted_high = to
-        self._place_high()
-        return to // PAGE * PAGE
+        before, self._wanted_high = self._wanted_high, to
+        try:
+            self._place_high()
+        except KernelError:
+            self._wanted_high = before
+            raise
+        return None if to is None else to // PAGE * PAGE
+
+    def change_low(self, to: int | None) -> int | None:
+        reading = self._protect(to or 0)
+        return None if to is None else int(reading.text)
 
     def _place_high(self) -> None:
         """The lower one of what is wanted and the wire; with neither, none."""
@@ -152,14 +163,37 @@ class Memory:
         expect(limit, reading, value, files.number(path), PAGE)
         return reading
 
-    def change_memory(self, to: int) -> int:
+    def change_memory(self, to: int | None, *, force: bool = False) -> int | None:
         """The new limit; the wire of `hold` moves with it."""
-        self._write("memory", self._limit, to)
+        if to is None:
+            files.write(self._limit, "max")
+        elif force or to >= files.number(self._usage):
+            self._write("memory", self._limit, to)
+        else:
+            self._lower(to)
         if self._wire is not None:
             self.hold(True)
-        return files.number(self._limit)
+        return None if to is None else files.number(self._limit)
 
-    def change_swap(self, to: int) -> int:
+    def _lower(self, to: int) -> None:
+        """Below what is in use the kernel's answer to a write of memory.max is the OOM killer.
+
+        So memory.high goes there first, which reclaims and slows the job down, and never kills.
+        """
+        try:
+            files.write(self._high, str(to))
+            used = files.number(self._usage)
+            if used > to:
+                hint = f"{used} bytes are in use and could not be reclaimed"
+                raise KernelError(f"write '{to}' to", self._limit, errno.EBUSY, hint=hint)
+            self._write("memory", self._limit, to)
+        finally:
+            self._place_high()
+
+    def change_swap(self, to: int | None) -> int | None:
+        if to is None:
+            files.write(self._swap, "max")
+            return None
         self._write("swap", self._swap, to)
         return files.number(self._swap)
 
@@ -185,6 +219,9 @@ class Memory:
         """After `reclaim`, of a frozen payload: held if it still uses more than the wire allows."""
         self._place_high()  # a change of the limit may have come in between
         self._held = self.beyond_wire() or self._held
+        return self._held
+
+    def holds(self) -> bool:
         return self._held
 
     def release(self) -> bool:
@@ -260,12 +297,16 @@ class Cpu:
     def set_idle(self) -> Reading:
         return make_idle(self._run)
 
-    def change_cpus(self, to: float) -> float:
+    def change_cpus(self, to: float | None) -> float | None:
+        if to is None:
+            files.write(self._max, "max")
+            return None
         quota, _, period = self.set(to, None)[0].text.partition(" ")
         return int(quota) / int(period)
 
-    def change_weight(self, to: int) -> int:
-        return int(self.set(None, to)[0].text)
+    def change_weight(self, to: int | None) -> int | None:
+        now = int(self.set(None, to or EVEN_WEIGHT)[0].text)
+        return now if to else None
 
     def throttled(self) -> float | None:
         return files.table(self._stat).get("throttled_usec", 0) / 1e6
@@ -303,16 +344,25 @@ class Io:
     def __init__(self, directory: str) -> None:
         self._max = f"{directory}/io.max"
         self._stat = f"{directory}/io.stat"
+        self._throttled: set[str] = set()
 
     def set(self, limits: Iterable[IoLimit]) -> list[Reading]:
         readings = []
-        for device, limit in by_device(limits).items():
+        found = by_device(limits)
+        for device, limit in found.items():
             wanted = {_IO_KEYS[name]: value for name, value in rates(limit)}
-            pairs = " ".join(f"{key}={value}" for key, value in wanted.items())
-            readings.append(files.write_back(self._max, f"{device} {pairs}"))
+            all_of_them = {_IO_KEYS[name]: "max" for name in RATES} | wanted
+            pairs = wanted if device not in self._throttled else all_of_them
+            self._throttled.add(device)
+            text = " ".join(f"{key}={value}" for key, value in pairs.items())
+            readings.append(files.write_back(self._max, f"{device} {text}"))
             got = _devices(readings[-1].text).get(device, {})
             for key, value in wanted.items():
                 expect("io", readings[-1], value, got.get(key, 0))
+        for device in sorted(self._throttled - set(found)):
+            text = " ".join(f"{_IO_KEYS[name]}=max" for name in RATES)
+            files.write(self._max, f"{device} {text}")
+            self._throttled.discard(device)
         return readings
 
     def usage(self) -> tuple[int, int]:

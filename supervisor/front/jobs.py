@@ -26,10 +26,12 @@ from supervisor.model.job import (
     Rlimits,
     Stop,
 )
-from supervisor.model.limits import Limits
+from supervisor.model.limits import Limits, conflicts
 
 MOST_HELD = 32
 """Volumes of a job, and paths that are copied out: a descriptor is held for each."""
+_NEEDS = {"swap": "memory", "disk_inodes": "disk"}
+"""Limits that need another one, which may be there and wrong: that is told already."""
 _COMMANDS: tuple[Key, ...] = (("command",), ("script",))
 """They exclude each other: a job's own one drops the other one of the defaults."""
 
@@ -216,9 +218,8 @@ class _Together:
         disk, keep = ("limits", "disk"), ("keep",)
         if disk in self.raw and write != "overlay":
             self.complain(disk, 'there is nothing to limit unless write = "overlay"')
-        for key in (("limits", "disk_inodes"), ("disk_by",)):
-            if self.values.get(key) not in (None, "auto") and self.lacks(disk):
-                self.complain(key, "needs limits.disk beside it")
+        if self.values.get(("disk_by",)) not in (None, "auto") and self.lacks(disk):
+            self.complain(("disk_by",), "needs limits.disk beside it")
         if self.values.get(("disk_by",)) == "tmpfs" and self.values.get(keep, "never") != "never":
             self.complain(keep, 'what is in memory cannot be kept: disk_by = "tmpfs"')
 
@@ -239,29 +240,13 @@ class _Together:
             self.complain(drop, f"{name} is added, too: it can only be one of both")
 
     def limits(self) -> None:
-        memory, swap = ("limits", "memory"), ("limits", "swap")
-        if self.values.get(swap) is not None and self.lacks(memory):
-            self.complain(swap, "a swap limit needs limits.memory beside it")
-        self._soft_limits()
+        for limit, text in conflicts(Limits(**section(self.values, "limits"))):
+            if limit not in _NEEDS or self.lacks(("limits", _NEEDS[limit])):
+                self.complain(("limits", limit), text)
         backoff = self.values.get(("restart", "backoff"), Restart().backoff)
         longest = self.values.get(("restart", "max_backoff"), Restart().max_backoff)
         if backoff > longest:
             self.complain(("restart", "backoff"), "is longer than restart.max_backoff")
-
-    def _soft_limits(self) -> None:
-        memory, high, low, idle, weight = (
-            ("limits", name)
-            for name in ("memory", "memory_high", "memory_low", "cpu_idle", "cpu_weight")
-        )
-        most = self.values.get(memory)
-        if most is not None and (self.values.get(high) or 0) >= most:
-            self.complain(high, "is not below limits.memory: it would never be reached")
-        for bound in (memory, high):
-            upper = self.values.get(bound)
-            if upper is not None and (self.values.get(low) or 0) > upper:
-                self.complain(low, f"is above limits.{bound[1]}: the job never has as much")
-        if self.values.get(idle) and weight in self.values:
-            self.complain(idle, "a job that has only the idle CPU time has no limits.cpu_weight")
 
     def environment(self) -> None:
         for key in self.raw:

@@ -52,3 +52,23 @@ class Limits:
     output: int | None = None
     disk: int | None = None
     disk_inodes: int | None = None
+
+
+def conflicts(limits: Limits) -> tuple[tuple[str, str], ...]:
+    """What cannot stand together: the limit that is to blame, and why."""
+    memory, high, low = limits.memory, limits.memory_high, limits.memory_low
+    found = []
+    if limits.swap is not None and memory is None:
+        found.append(("swap", "a swap limit needs limits.memory beside it"))
+    if memory is not None and (high or 0) >= memory:
+        found.append(("memory_high", "is not below limits.memory: it would never be reached"))
+    for name, upper in (("memory", memory), ("memory_high", high)):
+        if upper is not None and (low or 0) > upper:
+            found.append(("memory_low", f"is above limits.{name}: the job never has as much"))
+    if limits.cpu_idle and limits.cpu_weight is not None:
+        found.append(
+            ("cpu_idle", "a job that has only the idle CPU time has no limits.cpu_weight")
+        )
+    if limits.disk_inodes is not None and limits.disk is None:
+        found.append(("disk_inodes", "needs limits.disk beside it"))
+    return tuple(found)

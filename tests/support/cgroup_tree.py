@@ -210,12 +210,14 @@ class Hierarchies:
         self._pages(f"{directory}/memory.low", text)
 
     def _write_memory_limit_in_bytes(self, directory: str, text: str) -> None:
+        text = _MAX if text == "-1" else text
         if int(text) > int(self.get(f"{directory}/memory.memsw.limit_in_bytes")):
             raise OSError(errno.EINVAL, "")
         self._pages(f"{directory}/memory.limit_in_bytes", text)
         self._tell(directory, "memory.limit_in_bytes", "hierarchical_memory_limit")
 
     def _write_memory_memsw_limit_in_bytes(self, directory: str, text: str) -> None:
+        text = _MAX if text == "-1" else text
         if int(text) < int(self.get(f"{directory}/memory.limit_in_bytes")):
             raise OSError(errno.EINVAL, "")
         self._pages(f"{directory}/memory.memsw.limit_in_bytes", text)

@@ -157,6 +157,18 @@ def test_limits_change_both_ways(world: World) -> None:
         assert job.change(limit, to) == to, limit  # type: ignore[arg-type]
 
 
+LIFTED = ("pids", "cpus", "cpu_weight", "swap", "memory")
+
+
+def test_limits_are_taken_away_and_come_back(world: World) -> None:
+    job = world.manager.create("run")
+    job.apply(LIMITS)
+    for limit in LIFTED:
+        assert job.change(limit, None) is None, limit  # type: ignore[arg-type]
+    for limit, to in (("memory", 16 * MIB), ("swap", MIB), ("pids", 5), ("cpus", 0.25)):
+        assert job.change(limit, to) == to, limit  # type: ignore[arg-type]
+
+
 def test_counters_start_at_nothing(world: World) -> None:
     counters = world.manager.create("run").counters()
     assert not (counters.limit_hits or counters.oom_kills or counters.refused or counters.high)
