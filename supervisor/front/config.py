@@ -122,7 +122,9 @@ def _read(
     jobs = read_jobs(document, context, problems)
     tables = document.get("jobs", {})
     check_all(jobs, settings, policies, tables if isinstance(tables, dict) else (), problems)
-    return Config(filename, settings, tuple(jobs), policies, images, lines)
+    return Config(
+        filename, settings, tuple(jobs), policies, images, lines, document.get("defaults", {})
+    )
 
 
 def _policies(value: Any, problems: Problems) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from supervisor.image.progress import Listener, Progress
 from supervisor.image.reference import Local, Reference, Remote
 from supervisor.model.image import Image
 from supervisor.model.job import JobSpec
-from supervisor.supervise.images import FromStore, Lease, applied
+from supervisor.supervise.images import FromStore, Lease, Source, applied
 
 if TYPE_CHECKING:
     from supervisor.image.store import Store
@@ -32,8 +32,31 @@ if TYPE_CHECKING:
 
 def source(config: Config) -> FromStore | None:
     """For the jobs of a configuration; None where none of them has an image."""
-    if not any(job.in_image for job in config.jobs):
-        return None
+    return _source(config) if any(job.in_image for job in config.jobs) else None
+
+
+def later(config: Config) -> Source:
+    """For jobs that may yet come, too: nothing is imported before one of them has an image."""
+    return source(config) or _Later(config)
+
+
+class _Later:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._source: FromStore | None = None
+
+    def _made(self) -> FromStore:
+        self._source = self._source or _source(self._config)
+        return self._source
+
+    async def acquire(self, wanted: Reference, told: Listener) -> Image:
+        return await self._made().acquire(wanted, told)
+
+    def lease(self, image: Image) -> Lease:
+        return self._made().lease(image)
+
+
+def _source(config: Config) -> FromStore:
     from supervisor.image import remote
     from supervisor.image.install import Choice
     from supervisor.image.unpack import Bounds

@@ -44,7 +44,7 @@ def read_jobs(document: Mapping[str, Any], context: Context, problems: Problems)
     if not isinstance(tables, dict):
         problems.add(("jobs",), f"must be a table, not {found(tables)}")
         return []
-    if not tables:
+    if not tables and not _stays(document):
         problems.add(("jobs",), "no job is configured; add a table [jobs.NAME] with a command")
     jobs: list[JobSpec] = []
     for name, table in tables.items():
@@ -57,6 +57,12 @@ def read_jobs(document: Mapping[str, Any], context: Context, problems: Problems)
         jobs += _members(name, merge(defaults, own), origin, context, problems, room)
     _check_doubles(jobs, problems)
     return jobs
+
+
+def _stays(document: Mapping[str, Any]) -> bool:
+    """Whether the instance goes on without a job: some may be submitted."""
+    own = document.get("supervisor", {})
+    return isinstance(own, dict) and own.get("when_done") == "stay"
 
 
 _NAME_RULE = 'at most 64 letters, digits, "_", "-", "."'

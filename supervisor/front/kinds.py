@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from supervisor.front.problems import Wrong, found, unknown
 from supervisor.image import platforms, reference
@@ -44,13 +44,21 @@ class Context:
     """What a value may depend on beside itself.
 
     `base` is the directory of the configuration file, `memory` tells the host's bytes, `uid` and
-    `environment` decide where an instance keeps its state by default.
+    `environment` decide where an instance keeps its state by default.  `defaults`: where relative
+    paths in [defaults] start, if not at `base`.
     """
 
     base: Path
     memory: Callable[[], int] = host_memory
     uid: int = field(factory=os.geteuid)
     environment: Mapping[str, str] = field(factory=lambda: dict(os.environ))
+    defaults: Path | None = None
+
+    def of(self, origin: tuple[str | int, ...]) -> Context:
+        """The context of what stands at `origin` in the document."""
+        if self.defaults is None or origin[:1] != ("defaults",):
+            return self
+        return evolve(self, base=self.defaults)
 
 
 Parser = Callable[[Any, Context], Any]

@@ -99,11 +99,28 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def limit_value(limit: str, value: float | None) -> str:
+SIZES = ("memory", "memory_high", "memory_low", "swap", "disk", "output")
+
+
+def reloaded(difference: Mapping[str, Any]) -> str:
+    """`a added, b changed (timeout), c removed`."""
+    words = []
+    for job in difference["jobs"]:
+        keys = ", ".join(change["key"] for change in job["changes"])
+        words.append(f"{job['job']} {job['what']}" + (f" ({keys})" if keys else ""))
+    words += [change["key"] for change in difference["settings"]]
+    words += ["policies"] if difference["policies"] else []
+    words += [f"{change['key']} only by another start" for change in difference["refused"]]
+    return ", ".join(words) or "nothing has changed"
+
+
+def limit_value(limit: str, value: Any) -> str:
     """A limit's value in its own unit: sizes for memory (high as well), swap and disk."""
     if value is None:
         return "max"
-    return size(value) if limit in ("memory", "memory_high", "swap", "disk") else number(value)
+    if isinstance(value, list | str | bool):
+        return str(value)
+    return size(value) if limit in SIZES else number(value)
 
 
 def ending(record: Mapping[str, Any]) -> str:
@@ -157,7 +174,13 @@ SAYS: dict[str, Callable[[Entry], str]] = {
     "timeout": lambda e: f"used up its {e['kind']} time of {duration(e['limit'])}",
     "decision": decision,
     "limit_changed": lambda e: (
-        f"has a {e['limit']} limit of {limit_value(e['limit'], e['to'])} now, by {e['by']}"
+        f"has a {e['limit']} limit of {limit_value(e['limit'], e['to'])} "
+        + ("in its next run" if e.get("next") else "now")
+        + f", by {e['by']}"
+    ),
+    "reloaded": lambda e: "reread the configuration: " + reloaded(e["difference"]),
+    "reload_failed": lambda e: (
+        "did not take the configuration, and changed nothing: " + "; ".join(e["problems"])
     ),
     "job_stopping": lambda e: (
         f"is being ended: {e['reason']}, by {e['by']}" + (f": {e['why']}" if e["why"] else "")

@@ -124,6 +124,9 @@ SUPERVISOR = Table((
     Setting("on_missing", _words("refuse", "warn"),
             "What to do with a job that has a limit this host cannot enforce.", '"refuse"',
             '"warn"'),
+    Setting("when_done", _words("exit", "stay"),
+            "What to do when every job has ended: end, or wait for jobs that are submitted until "
+            "it is stopped (see steering.md).", '"exit"', '"stay"'),
     Setting("cgroup_parent", Kind("absolute path of a cgroup", kinds.cgroup_path, "PATH"),
             "Make the jobs' cgroups below this (delegated) cgroup.",
             "the cgroup `supervise` runs in", '"/batch.slice"'),

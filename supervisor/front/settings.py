@@ -76,6 +76,7 @@ class SupervisorSettings:
     history: History = History()
     runs: Runs = Runs()
     events: Events = Events()
+    when_done: Literal["exit", "stay"] = "exit"
 
 
 @frozen
@@ -110,7 +111,7 @@ class Config:
     """One configuration, checked.
 
     `policies` holds each policy's arguments as written, under the policy's name; `where` tells
-    the line of one, for whoever checks them.
+    the line of one, for whoever checks them.  `defaults` are as written, for jobs that come later.
     """
 
     filename: str
@@ -119,6 +120,7 @@ class Config:
     policies: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     images: ImageSettings = ImageSettings()
     lines: Lines = field(factory=lambda: Lines(""), eq=False, repr=False)
+    defaults: Mapping[str, Any] = field(factory=dict)
 
     def where(self, *path: str | int) -> str:
         """ "FILE:LINE" of a key, as in `where("policies", "grow-memory", "max")`."""

@@ -102,7 +102,7 @@ def parse_values(table: Table, raw: Raw, context: Context, problems: Problems) -
         if setting is None:
             raise KeyError(key)
         try:
-            values[key] = setting.kind.parse(item.value, context)
+            values[key] = setting.kind.parse(item.value, context.of(item.origin))
         except Wrong as wrong:
             problems.add_all(item.origin, wrong)
     return values

@@ -23,9 +23,9 @@ from supervisor.front import config as configuration
 from supervisor.front import imaging, journal, lines, live, notify, summary
 from supervisor.front.config import Config
 from supervisor.front.printer import Printer
+from supervisor.front.reader import ConfigReader
 from supervisor.model.record import iso
 from supervisor.policy import registry
-from supervisor.policy.registry import Policy
 from supervisor.record.eventlog import EventLog
 from supervisor.record.runs import Bounds, StateDir
 from supervisor.supervise import historian
@@ -44,7 +44,8 @@ def up(path: Path, *, as_json: bool, plain: bool, color: str) -> int:
     policies = registry.load(
         config.supervisor.plugins, config.policies, config.jobs, where=config.where
     )
-    return trio.run(_up, config, policies, _Show(as_json, plain, color), service_manager)
+    reader = ConfigReader(path, config, policies)
+    return trio.run(_up, config, reader, _Show(as_json, plain, color), service_manager)
 
 
 class _Show:
@@ -90,7 +91,7 @@ class _Show:
 
 
 async def _up(
-    config: Config, policies: tuple[Policy, ...], show: _Show, told: notify.Address | None
+    config: Config, reader: ConfigReader, show: _Show, told: notify.Address | None
 ) -> int:
     settings = settings_of(config)
     assert settings.state is not None
@@ -99,9 +100,10 @@ async def _up(
     log = _log(config, settings.state)
     began = time.monotonic()
     try:
+        policies = reader.first.policies
         async with (
             _recorded(config, settings.state, log),
-            open_instance(settings, config.jobs, policies, log, manager) as instance,
+            open_instance(settings, config.jobs, policies, log, manager, reader) as instance,
             served(instance, log, _about(config, settings, instance)),
         ):
             async with show.running(settings.name, instance, log), trio.open_nursery() as nursery:
@@ -163,6 +165,8 @@ def _facts(config: Config, instance: Instance) -> dict[str, Any]:
 
 
 def _status(instance: Instance) -> int:
+    if instance.stays and instance.interrupted == "SIGTERM":
+        return 0  # that is how it ends
     if instance.interrupted:
         return 130
     return 0 if instance.succeeded else 1
@@ -181,5 +185,6 @@ def settings_of(config: Config) -> Settings:
         on_missing=own.on_missing,
         cgroup_parent=own.cgroup_parent,
         pool=own.pool,
-        images=imaging.source(config),
+        images=imaging.later(config),
+        stays=own.when_done == "stay",
     )

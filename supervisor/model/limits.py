@@ -66,9 +66,7 @@ def conflicts(limits: Limits) -> tuple[tuple[str, str], ...]:
         if upper is not None and (low or 0) > upper:
             found.append(("memory_low", f"is above limits.{name}: the job never has as much"))
     if limits.cpu_idle and limits.cpu_weight is not None:
-        found.append(
-            ("cpu_idle", "a job that has only the idle CPU time has no limits.cpu_weight")
-        )
+        found.append(("cpu_idle", "a job that has only the idle CPU time has no limits.cpu_weight"))
     if limits.disk_inodes is not None and limits.disk is None:
         found.append(("disk_inodes", "needs limits.disk beside it"))
     return tuple(found)

@@ -160,6 +160,7 @@ class RunRecord:
     expected: bool = False
     detail: str = ""
     decided_by: str = ""
+    submitted_by: str = ""
     start_error: StartError | None = None
     evidence: tuple[Evidence, ...] = field(default=())
 

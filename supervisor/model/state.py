@@ -1,11 +1,12 @@
 """The states of a job and the one table of its transitions.
 
-waiting ──► starting ──► running ◄──► held ──► frozen ──► running
+waiting ──► starting ──► running ◄──► held ◄─► frozen ◄─► running
    │            │           │           │
    │            ▼           ▼           ▼
    │         ended ◄──── stopping ◄─────┘
    │           │
    └─► ended   └─► backoff ──► starting      (a further attempt)
+          └─► waiting                       (an operator has it run once more)
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.HELD: frozenset(
         {State.RUNNING, State.FROZEN, State.STOPPING, State.ENDED, State.BACKOFF}
     ),
-    State.FROZEN: frozenset({State.RUNNING, State.STOPPING, State.ENDED, State.BACKOFF}),
+    State.FROZEN: frozenset(
+        {State.RUNNING, State.HELD, State.STOPPING, State.ENDED, State.BACKOFF}
+    ),
     State.STOPPING: frozenset({State.ENDED, State.BACKOFF}),
     State.BACKOFF: frozenset({State.STARTING, State.ENDED}),
-    State.ENDED: frozenset(),
+    State.ENDED: frozenset({State.WAITING}),
 }
 
 

@@ -16,7 +16,8 @@ class JobView:
     """One job at the moment of an event.
 
     `limits` are those in force now (`spec.limits` the configured ones); `attempt` counts from 1;
-    `raised` says how many times each limit was raised in this run; `reason` is known at `on_exit`.
+    `raised` says how many times each limit was raised in this run; `reason` is known at `on_exit`;
+    `paused`: a person has it frozen (what a policy has frozen may be so at the same time).
     """
 
     spec: JobSpec
@@ -27,6 +28,7 @@ class JobView:
     started_at: float
     raised: Mapping[str, int]
     reason: str | None = None
+    paused: bool = False
 
     @property
     def name(self) -> str:

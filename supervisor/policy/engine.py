@@ -71,11 +71,22 @@ class Engine:
     def __init__(
         self, policies: Iterable[Policy], call: Caller, *, deadline: float = DEADLINE
     ) -> None:
-        self._policies = {policy.name: policy for policy in policies}
         self._call = call
         self._deadline = deadline
-        self._faults = dict.fromkeys(self._policies, 0)
         self._general: dict[str, tuple[Policy, ...]] = {}
+        self.replace(policies)
+
+    def replace(self, policies: Iterable[Policy]) -> None:
+        """Ask these from now on; questions that are under way are answered by those of before."""
+        self._policies = {policy.name: policy for policy in policies}
+        self._faults = dict.fromkeys(self._policies, 0)
+        self._sort()
+
+    def add(self, policies: Iterable[Policy]) -> None:
+        """Those that are not known yet, to be asked by the jobs that name them."""
+        new = {each.name: each for each in policies if each.name not in self._policies}
+        self._policies |= new
+        self._faults |= dict.fromkeys(new, 0)
         self._sort()
 
     @property
@@ -150,6 +161,8 @@ class Engine:
         return reply
 
     def _count(self, name: str, reply: Reply) -> Reply:
+        if name not in self._faults:
+            return reply  # it has been replaced meanwhile
         if not reply.fault:
             # One that was disabled meanwhile stays so: its other calls were under way already.
             if self._faults[name] < PATIENCE:

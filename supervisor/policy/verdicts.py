@@ -148,7 +148,7 @@ def _thaw(verdict: Thaw, job: JobView) -> Thaw:
 
 
 def _freeze(verdict: Freeze, job: JobView) -> Freeze:
-    if job.state is State.FROZEN:
+    if job.state is State.FROZEN and not job.paused:
         raise Refused("the job is frozen already")
     return verdict
 

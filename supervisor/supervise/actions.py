@@ -10,7 +10,7 @@ May import: `errors`, `model`, `policy.engine`, `record`, `supervise`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
@@ -51,8 +51,13 @@ def perform(run: Run, event: Event, decision: Decision) -> None:
     if isinstance(event, Timeout):
         reason = Reason.TIMEOUT if event.kind == "wall" else Reason.CPU_TIMEOUT
         run.stop(reason, decision.by or "configuration")
-    elif isinstance(event, MemoryLimit) and event.held:
+    elif isinstance(event, MemoryLimit) and event.held and not _has_more(run, event):
         _let_go(run)
+
+
+def _has_more(run: Run, event: MemoryLimit) -> bool:
+    """Whether somebody has set a higher limit by hand while the policies were asked."""
+    return run.limits.memory is None or run.limits.memory > event.limit
 
 
 def _tell(run: Run, event: Event, decision: Decision) -> None:
@@ -80,10 +85,10 @@ def _act(run: Run, event: Event, action: Action, by: str) -> bool:
             run.send_signal(action.signal)
             return not isinstance(event, MemoryLimit)
         case Freeze():
-            run.freeze()
+            run.freezing.freeze()
             return True
         case Thaw():
-            run.thaw()
+            run.freezing.thaw()
             return True
         case Retry():
             run.retry = (action, by)
@@ -99,6 +104,10 @@ def _act(run: Run, event: Event, action: Action, by: str) -> bool:
 
 def _raise(run: Run, action: RaiseLimit, by: str) -> bool:
     """Set a limit of the living job, if the instance has room for it; whether it was done."""
+    now: float | None = getattr(run.limits, action.limit)
+    if now is None or now >= action.to:
+        run.warn(f"{by} wants {action.limit} = {action.to:g}, and meanwhile it has as much")
+        return True
     wanted = changed(run.limits, {action.limit: action.to})
     lack = run.shared.admission.resize(run.spec.name, Demand.of(wanted))
     if lack:
@@ -115,7 +124,7 @@ def _raise(run: Run, action: RaiseLimit, by: str) -> bool:
     if action.limit == "memory":
         run.limit_history.append(LimitChange(iso(run.now()), value, by))
     run.limits_changed()
-    run.emit("limit_changed", limit=action.limit, to=value, by=by)
+    run.emit("limit_changed", limit=action.limit, to=value, by=by, next=False)
     if run.state is State.HELD:
         run.set_state(State.RUNNING)
     return True
@@ -125,7 +134,7 @@ def _change(run: Run, action: RaiseLimit) -> float:
     """What the limit is now.  Raises KernelError."""
     if action.limit == "disk" and run.disk is not None:
         return run.disk.grow(action.to)
-    return run.cgroup.change(action.limit, action.to)
+    return cast(float, run.cgroup.change(action.limit, action.to))
 
 
 def _let_go(run: Run) -> None:

@@ -51,6 +51,11 @@ class Admission:
         self._running: dict[str, Demand] = {}
         self._waiting: dict[str, _Waiter] = {}
 
+    def open(self, room: Room) -> None:
+        """Give out so much from now on; who runs already keeps what he has."""
+        self._room = room
+        self._admit()
+
     def refusal(self, demand: Demand) -> str:
         """Why `demand` can never be met, or ""."""
         return self._lack(demand, {})

@@ -111,6 +111,7 @@ def start_failed(run: Run, error: SupervisorError) -> RunRecord:
         image=image_use(run.image),
         expected=reason == run.spec.expect,
         detail="stopped while it was started" if stopped else str(error),
+        submitted_by=run.submitted_by,
         start_error=None if stopped else told,
     )
 
@@ -237,5 +238,6 @@ def _record(
         expected=reason == run.spec.expect,
         detail=told or (cause.why if cause else ""),
         decided_by=cause.by if cause else "",
+        submitted_by=run.submitted_by,
         evidence=read.evidence,
     )

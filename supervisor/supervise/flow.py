@@ -66,7 +66,7 @@ class Flow:
                 raise KernelError("open", str(path), error.errno or 0) from error
 
     def _full(self) -> None:
-        limit = self._run.spec.limits.output
+        limit = self._run.limits.output
         assert limit is not None
         why = f"wrote more than {size_text(limit)} to stdout and stderr"
         self._run.stop(Reason.OUTPUT, "configuration", why, now=True)

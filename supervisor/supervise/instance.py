@@ -24,7 +24,7 @@ from supervisor.cgroup.detect import detect
 from supervisor.container import hiding
 from supervisor.container.host import Host
 from supervisor.container.spawn import Launcher, open_launcher, sealed
-from supervisor.errors import KernelError, SupervisorError
+from supervisor.errors import KernelError, StateError, SupervisorError
 from supervisor.linux import syscalls
 from supervisor.model.job import JobSpec
 from supervisor.model.record import Reason, RunRecord
@@ -32,7 +32,7 @@ from supervisor.model.status import InstanceStatus
 from supervisor.policy.engine import Engine
 from supervisor.policy.registry import Policy
 from supervisor.record.runs import StateDir
-from supervisor.supervise import preflight
+from supervisor.supervise import preflight, steering
 from supervisor.supervise.admission import Admission, Room
 from supervisor.supervise.growth import Growth
 from supervisor.supervise.hookcall import HookCaller
@@ -43,12 +43,15 @@ from supervisor.supervise.mirror import Mirrors
 from supervisor.supervise.network import Bridge, Place
 from supervisor.supervise.pasta import Pasta
 from supervisor.supervise.projects import Projects
+from supervisor.supervise.reading import Reader
 from supervisor.supervise.reaper import Child, ExitStatus, Reaper
 from supervisor.supervise.shared import Log, Network, Shared
 from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
 
+MOST_LEFT = 1000
+"""Jobs that are gone of which the last records are kept."""
 POOL = 4
 """Run directories made ahead of need."""
 
@@ -59,7 +62,7 @@ class Settings:
     `kept` for one that stays.  `state_dir` has what instances share: named volumes.
 
     `pool`: the bridge's addresses, None for a network that is free.  `images`: where those of the
-    jobs come from.
+    jobs come from.  `stays`: it goes on when all of its jobs have ended.
     """
 
     name: str
@@ -73,30 +76,108 @@ class Settings:
     state_dir: Path | None = None
     pool: str | None = None
     images: Source | None = None
+    stays: bool = False
 
 
 class Instance:
     """The jobs of one configuration, while they are supervised."""
 
-    def __init__(self, shared: Shared, specs: Iterable[JobSpec]) -> None:
+    def __init__(
+        self, shared: Shared, specs: Iterable[JobSpec], reader: Reader | None = None
+    ) -> None:
+        """`reader`: the parsers of the configuration; None: no job can be added, and no reload."""
         self.shared = shared
+        self.reader = reader
         self.jobs = {spec.name: Job(shared, spec, n) for n, spec in enumerate(specs)}
         self.interrupted = ""
+        self.stays = False
+        self.read = reader.first if reader is not None else None
+        """The configuration that holds."""
+        self.changing = trio.Lock()
+        """Held by whoever adds and removes jobs."""
+        self._left: list[Job] = []
+        self._nursery: trio.Nursery | None = None
+        self._news = trio.Event()
 
     async def run(self) -> None:
-        """Until every job has ended."""
+        """Until every job has ended; with `stays`, until it is stopped as well."""
         async with trio.open_nursery() as nursery:
             for job in self.jobs.values():
                 nursery.start_soon(job.prepare)
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
             for job in self.jobs.values():
-                nursery.start_soon(job.run, self.jobs)
+                self._nursery.start_soon(job.run, self.jobs)
+            await self._until_done()
+            self._nursery = None
+
+    async def _until_done(self) -> None:
+        """Jobs may come and run again meanwhile; afterwards none can."""
+        while True:
+            busy = next((job for job in self.jobs.values() if not job.ended.is_set()), None)
+            if busy is not None:
+                await busy.ended.wait()
+            elif self.stays and not self.interrupted:
+                self._news = trio.Event()
+                await self._news.wait()
+            else:
+                return
+
+    @property
+    def open(self) -> bool:
+        """Whether another job can be started."""
+        return self._nursery is not None and not self.interrupted
+
+    def look_again(self) -> None:
+        """There are new jobs, or it may be time to end."""
+        self._news.set()
+
+    def start(self, job: Job, after: Job | None = None) -> None:
+        """Have a job run, be it a new one or one that ran before.  Raises StateError.
+
+        `after`: one of the same name, which is to be gone first.
+        """
+        if not self.open or self._nursery is None:
+            raise StateError("the instance is about to end: it takes no more jobs")
+        self.jobs[job.spec.name] = job
+        self._nursery.start_soon(self._run, job, after)
+        self.look_again()
+
+    async def _run(self, job: Job, after: Job | None) -> None:
+        if after is not None:
+            await after.ended.wait()
+        await job.run(self.jobs)
+
+    async def restart(self, job: Job, by: str) -> None:
+        """Stop a job in order and run it again; run it again, if it has ended.
+
+        Raises StateError where its state does not allow that.
+        """
+        if not self.open:
+            raise StateError("the instance is about to end: no job is started any more")
+        if not await steering.restart(job, by):
+            self.start(job)
+
+    def leave(self, job: Job, why: str, by: str) -> None:
+        """Stop a job, and forget it when it has ended."""
+        job.leaving = True
+        self._left.append(job)
+        del self._left[:-MOST_LEFT]
+        job.stop(Reason.STOPPED, by, why)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._forget, job)
+
+    async def _forget(self, job: Job) -> None:
+        await job.ended.wait()
+        if self.jobs.get(job.spec.name) is job:
+            del self.jobs[job.spec.name]
+        self.shared.network.know(each.spec for each in self.jobs.values())
 
     def stop(self, why: str, *, now: bool = False) -> None:
         """Stop every job in order; with `now`, kill at once what is left."""
         self.interrupted = self.interrupted or why
-        for job in self.jobs.values():
+        for job in (*self.jobs.values(), *self._left):
             job.stop(Reason.STOPPED, why, now=now)
+        self.look_again()
 
     def status(self) -> InstanceStatus:
         """For the views; reads the cgroups of the running jobs."""
@@ -106,8 +187,9 @@ class Instance:
 
     @property
     def records(self) -> list[RunRecord]:
-        """Every run, job by job."""
-        return [record for job in self.jobs.values() for record in job.records]
+        """Every run, job by job; of a job that has run very often the last ones."""
+        jobs = dict.fromkeys((*self._left, *self.jobs.values()))
+        return [record for job in jobs for record in job.records]
 
     @property
     def succeeded(self) -> bool:
@@ -135,6 +217,7 @@ async def open_instance(
     policies: Iterable[Policy],
     log: Log,
     manager: CgroupManager | None = None,
+    reader: Reader | None = None,
 ) -> AsyncIterator[Instance]:
     """An instance ready to run; everything it made is removed at the end.
 
@@ -189,7 +272,8 @@ async def open_instance(
             growth=Growth(nursery),
             mirrors=mirrors,
         )
-        instance = Instance(shared, specs)
+        instance = Instance(shared, specs, reader)
+        instance.stays = settings.stays
         stops.append(instance.stop)
         if settings.state is not None:
             shared.run_ids.resume(settings.state.runs)

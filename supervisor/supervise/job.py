@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import trio
-from attrs import asdict
+from attrs import asdict, evolve
 
-from supervisor.errors import KernelError, SupervisorError
+from supervisor.errors import KernelError, StateError, SupervisorError
 from supervisor.model.image import Image
 from supervisor.model.job import JobSpec
 from supervisor.model.limits import Limits
@@ -26,18 +27,27 @@ from supervisor.supervise.restart import Again, next_run
 from supervisor.supervise.run import Run
 from supervisor.supervise.shared import Shared
 
+MOST_RECORDS = 1000
+"""Of one job, kept in memory: a service may be started again for years.  The log has them all."""
 NEVER_STARTED = "stopped before it started"
 
 
 class Job:
     """One job of an instance.  `number` is its place in the configuration.
 
-    `ended` is set once; `records` then has a record for each run, the last deciding.
+    `ended` is set when it has (an operator may have it run once more: then it is another event);
+    `records` then has a record for each run, the last deciding.  `configured` is the job as it was
+    written, `spec` what policies and its image have made of it; `owner` names who submitted it,
+    "" for the file; `leaving`: the configuration has it no more.  `steering` and `reloading` change
+    all of this.
     """
 
     def __init__(self, shared: Shared, spec: JobSpec, number: int) -> None:
         self.shared = shared
         self.spec = spec
+        self.configured = spec
+        self.owner = ""
+        self.leaving = False
         self.number = number
         self.state = State.WAITING
         self.records: list[RunRecord] = []
@@ -45,6 +55,9 @@ class Job:
         self._moved = trio.Event()
         self._limits = spec.limits
         self._run: Run | None = None
+        self.again_by = ""
+        self._later: dict[str, Any] = {}
+        self._renewed = False
         self._stop: tuple[Reason, str, str] | None = None
         self._waiting: trio.CancelScope | None = None
         self._waits_for = ""
@@ -58,26 +71,33 @@ class Job:
 
     async def prepare(self) -> None:
         """Before any job is queued: what the policies make of this one."""
-        prepared = await self.shared.engine.prepare(self.spec)
+        self.spec = await self.prepared(self.spec)
+        self._limits = self.spec.limits
+
+    async def prepared(self, spec: JobSpec) -> JobSpec:
+        """`spec` as the policies want it; as it is where that could never run."""
+        prepared = await self.shared.engine.prepare(spec)
         for answer in prepared.answers:
             if answer.error:
                 self._warn(f"policy {answer.policy} at prepare: {answer.error}")
         lack = self.shared.admission.refusal(Demand.of(prepared.spec.limits))
         if lack:
             self._warn(f"as its policies prepare it, capacity never has {lack}: left unprepared")
-            return
-        self.spec, self._limits = prepared.spec, prepared.spec.limits
+            return spec
+        return prepared.spec
 
     def _warn(self, text: str) -> None:
         self.shared.log.emit("warning", job=self.spec.name, text=text)
 
     async def run(self, others: Mapping[str, Job]) -> None:
         """All of the job's life.  Raises nothing but cancellation."""
-        refusal = await self._turn(others)
-        if refusal:
-            self._skip(refusal)
-        else:
-            await self._attempts()
+        while True:
+            refusal = await self._turn(others)
+            if refusal:
+                self._skip(refusal)
+                break
+            if await self._attempts():
+                break
         self._enter(State.ENDED)
         runs = len([record for record in self.records if record.run])
         self.shared.log.emit(
@@ -87,25 +107,43 @@ class Job:
 
     async def _turn(self, others: Mapping[str, Job]) -> str:
         """Wait for the jobs named in `after`; why this one is not to run at all, or ""."""
-        for other in self._predecessors(others):
-            self._waits_for = other.spec.name
-            if not other.ended.is_set():
-                self.shared.log.emit("job_waiting", job=self.spec.name, waiting_for=other.spec.name)
-            if not await self._wait(other.ended.wait):
-                return NEVER_STARTED
-            if not other.expected:
+        self._renewed = False
+        while (other := self._obstacle(others)) is not None:
+            if other.ended.is_set():
                 return f"{other.spec.name} ended as {other.records[-1].reason}"
+            self._waits_for = other.spec.name
+            self.shared.log.emit("job_waiting", job=self.spec.name, waiting_for=other.spec.name)
+            await self._wait(other.ended.wait)
+            self._renewed = False
+            if self._stop:
+                return NEVER_STARTED
         self._waits_for = ""
         return ""
 
+    def _obstacle(self, others: Mapping[str, Job]) -> Job | None:
+        """The first of those it waits for that has not ended, or not as it should."""
+        return next((job for job in self._predecessors(others) if not job.expected), None)
+
     async def _wait(self, what: Callable[[], Awaitable[object]]) -> bool:
-        """Wait for something; False when the job was stopped before or meanwhile."""
-        if self._stop:
+        """Wait for something; False when somebody wants the job to look again, or to stop."""
+        if self._stop or self._renewed:
             return False
         with trio.CancelScope() as self._waiting:
             await what()
+        over = self._waiting.cancelled_caught
         self._waiting = None
-        return not self._stop
+        return not over and not self._stop
+
+    def wake(self) -> None:
+        """Whatever the job waits for: it is to look again."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def renewed(self) -> None:
+        """`spec` or `limits` are new: a job that waits begins to wait anew."""
+        if self.state in (State.WAITING, State.BACKOFF):
+            self._renewed = True
+            self.wake()
 
     def _predecessors(self, others: Mapping[str, Job]) -> list[Job]:
         wanted = self.spec.after
@@ -113,30 +151,51 @@ class Job:
             job for job in others.values() if job.spec.name in wanted or job.spec.group in wanted
         ]
 
-    async def _attempts(self) -> None:
-        restarts, attempt = 0, 1
-        while True:
+    async def _attempts(self) -> bool:
+        """Run it as often as there is reason to; False: it has changed, and waits anew."""
+        restarts, attempt, ran = 0, 1, False
+        while not self._stop:
             record = await self._attempt(attempt)
-            if record is None:
-                break
-            again = self._again(record, restarts)
-            self._run = None
-            if again is None or not await self._back_off(again, attempt):
-                break
-            restarts += again.by.startswith("restart")
-            attempt += 1
-        if not self.records:
+            if record is None and not self._stop:
+                self._renewed = False
+                if not ran and not self.again_by:
+                    return False
+            elif record is not None:
+                ran = True
+                again = self._again(record, restarts)
+                self._run = None
+                if again is not None and not self.again_by:
+                    restarts += again.by.startswith("restart")
+                    attempt += 1
+                    await self._back_off(again, attempt)
+                elif not self.again_by:
+                    break
+            if self.again_by:
+                restarts, attempt = 0, 1
+                self._begin_again()
+        if not ran:
             self._skip(NEVER_STARTED)
+        return True
+
+    def _begin_again(self) -> None:
+        """Somebody wants another run: it is the first one once more."""
+        if self._stop:
+            return
+        self._enter(State.BACKOFF)
+        by, self.again_by = self.again_by, ""
+        self.shared.log.emit("restart", job=self.spec.name, attempt=1, after=0.0, by=by, limits={})
 
     async def _attempt(self, attempt: int) -> RunRecord | None:
-        """One run, once there is room for it; None when the job was stopped while it waited."""
+        """One run, once there is room for it; None when its waiting was over before."""
         refusal = await self._have_image()
-        if self._stop:
+        if self._stop or self._renewed:
             return None
         record = await (self._refused(attempt, refusal) if refusal else self._run_once(attempt))
         if record is not None and self._run is not None:
-            self._limits = self._run.limits
+            self._limits = evolve(self._run.limits, **self._later)
+            self._later = {}
             self.records.append(record)
+            del self.records[:-MOST_RECORDS]
         return record
 
     async def _have_image(self) -> SupervisorError | None:
@@ -161,20 +220,23 @@ class Job:
     async def _refused(self, attempt: int, error: SupervisorError) -> RunRecord:
         self._enter(State.STARTING)
         self._run = Run(self.shared, self.spec, self._limits, attempt, self._enter)
+        self._run.submitted_by = self.owner
         self._emit_starting(attempt)
         return await self._run.refuse(error)
 
     async def _run_once(self, attempt: int) -> RunRecord | None:
         spec, admission = self.spec, self.shared.admission
         demand = Demand.of(self._limits)
-        if not await self._wait(
+        admitted = await self._wait(
             lambda: admission.acquire(spec.name, spec.priority, self.number, demand)
-        ):
+        )
+        if not admitted or self._renewed:
             admission.release(spec.name)
             return None
         try:
             self._enter(State.STARTING)
             self._run = Run(self.shared, spec, self._limits, attempt, self._enter, self.image)
+            self._run.submitted_by = self.owner
             self._emit_starting(attempt)
             return await self._run.execute()
         finally:
@@ -199,31 +261,47 @@ class Job:
             return None
         return again
 
-    async def _back_off(self, again: Again, attempt: int) -> bool:
-        """Wait until it is time for the next run; False when the job was stopped meanwhile."""
+    async def _back_off(self, again: Again, attempt: int) -> None:
+        """Wait until it is time for the next run, or the job is stopped, or to run at once."""
         self._enter(State.BACKOFF)
         by_policy = not again.by.startswith("restart")
         self.shared.log.emit(
             "retry" if by_policy else "restart",
             job=self.spec.name,
-            attempt=attempt + 1,
+            attempt=attempt,
             after=again.after,
             by=again.by,
             limits=_differences(self._limits, again.limits),
         )
         self._limits = again.limits
         self._waits_for = f"{again.after:g} s"
-        waited = await self._wait(lambda: trio.sleep(again.after))
+        until = trio.current_time() + again.after
+        while not await self._wait(lambda: trio.sleep_until(until)):
+            self._renewed = False
+            if self._stop or self.again_by:
+                break
         self._waits_for = ""
-        return waited
 
     def stop(self, reason: Reason, by: str, why: str = "", *, now: bool = False) -> None:
         """End the job, whatever it is doing; idempotent, `now` may follow."""
         self._stop = self._stop or (reason, by, why)
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self.wake()
         if self._run is not None:
             self._run.stop(reason, by, why, now=now)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to end, and is not to run again."""
+        return self._stop is not None
+
+    def revive(self) -> None:
+        """It has ended, and is to `run` once more.  Raises StateError."""
+        if not self.ended.is_set():
+            raise StateError(f"the job is {self.state}")
+        self._stop = None
+        self.again_by = ""
+        self._enter(State.WAITING)
+        self.ended = trio.Event()
 
     def signal(self, name: str) -> None:
         """Send a signal, as "HUP", to every process of the job.
@@ -238,6 +316,24 @@ class Job:
     def limits(self) -> Limits:
         """Those in force: of the present run, or of the next."""
         return self._run.limits if self._run is not None else self._limits
+
+    @property
+    def run_now(self) -> Run | None:
+        """The present run; from its start to its record."""
+        return self._run
+
+    def plan(self, **limits: Any) -> None:
+        """Limits of the next run, whatever the present one has."""
+        if self._run is None:
+            self._limits = evolve(self._limits, **limits)
+            self.renewed()
+        else:
+            self._later |= limits
+
+    @property
+    def planned(self) -> Limits:
+        """Those of the next run, as far as is known."""
+        return evolve(self.limits, **self._later)
 
     def _skip(self, why: str) -> None:
         """The record of a job that never ran."""
@@ -256,6 +352,7 @@ class Job:
             pids=PidsUse(limits.pids),
             expected=self.spec.expect == Reason.SKIPPED,
             detail=why,
+            submitted_by=self.owner,
         )
         self.records.append(record)
         self.shared.log.emit("job_ended", **ended_entry(record))

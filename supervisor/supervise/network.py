@@ -64,6 +64,9 @@ class Bridge:
         self._lock = trio.Lock()
         self._opened: tuple[Plan, Leases] | None = None
 
+    def know(self, jobs: Iterable[JobSpec]) -> None:
+        self._jobs = tuple(jobs)
+
     @asynccontextmanager
     async def seat(self, spec: JobSpec, run: str) -> AsyncIterator[Connection]:
         """What a run needs of it, from before its container is made until that is gone.

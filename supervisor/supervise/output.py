@@ -83,6 +83,10 @@ class Output:
             scope.cancel()
         await self._copied.wait()
 
+    def allow(self, limit: int | None) -> None:
+        """From now on so many bytes in all, None: any number."""
+        self._limit = limit
+
     def hurry(self) -> None:
         """From now on nobody is waited for who reads nothing for STALLED seconds."""
         self._hurry.set()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Network
@@ -51,6 +51,9 @@ class Pasta:
         self._emit = emit
         self._lock = trio.Lock()
         self._pool: IPv4Network | None = None
+
+    def know(self, jobs: Iterable[JobSpec]) -> None:
+        """Nobody reaches another job here."""
 
     @asynccontextmanager
     async def seat(self, spec: JobSpec, run: str) -> AsyncIterator[Link]:

@@ -40,6 +40,7 @@ from supervisor.supervise import actions, collect, disk, ending, idranges, stopp
 from supervisor.supervise.confine import confined
 from supervisor.supervise.flow import Flow, flowing
 from supervisor.supervise.mirror import Mirror
+from supervisor.supervise.pausing import Freezing
 from supervisor.supervise.reaper import ExitStatus, Lost
 from supervisor.supervise.shared import Connection, Shared
 from supervisor.supervise.storage import Storage
@@ -53,7 +54,8 @@ class Run:
 
     `state` is the job's, told to `on_state`; `limits` are those in force; `retry` what a policy
     wants done after the end; `cause` the first ending that the supervisor began; `image` the one
-    that `spec` has the layers of.
+    that `spec` has the layers of.  `settled`: it has come to run, or has failed to; `changed`: see
+    `pulse`; `submitted_by` names who handed the job in, "" if it is from the file.
     """
 
     def __init__(
@@ -88,7 +90,11 @@ class Run:
         self._leaving = False
         self._impatient = False
         self._failed = False
-        self._frozen = False
+        self.freezing = Freezing(self)
+        self.limiting = trio.Lock()
+        self.changed = trio.Event()
+        self.settled = trio.Event()
+        self.submitted_by = ""
         self._seen_all = trio.Event()
         self._timers: trio.Nursery | None = None
         self.gauges: list[Gauge] = []
@@ -131,6 +137,7 @@ class Run:
         return await self._concluded(ending.start_failed(self, error))
 
     async def _concluded(self, record: RunRecord) -> RunRecord:
+        self.settled.set()
         self._write_down(record)
         await self._ask_about_exit(record)
         return record
@@ -248,6 +255,7 @@ class Run:
         self.subscription.update(self.limits, held=self.held)
         if self.mirror is not None:
             self.mirror.renew()
+        self.pulse()
 
     @asynccontextmanager
     async def _container(
@@ -297,7 +305,9 @@ class Run:
                 self.set_state(State.RUNNING)
             nursery.start_soon(self.handle, Started(time.time(), self.payload))
             async with trio.open_nursery() as self._timers:
+                self.freezing.begin()
                 timers.start(self, self._timers)
+                self.settled.set()
                 if self.cause is not None:  # told to end while it was being started
                     self._timers.start_soon(stopping.end, self, self._hurry)
                 status = await self.shared.reaper.wait_init(self.container.pidfd)
@@ -334,7 +344,7 @@ class Run:
         self.shared.log.observe(self.spec.name, self.id, event)
         if isinstance(event, OomKill) and self.spec.oom == "kill":
             stopping.kill(self)
-        if isinstance(event, MemoryLimit) and event.held and not self._frozen:
+        if isinstance(event, MemoryLimit) and event.held and not self.frozen:
             self.set_state(State.HELD)
         decision = await self.shared.engine.decide(event, self.view())
         actions.perform(self, event, decision)
@@ -349,6 +359,7 @@ class Run:
             limits=self.limits,
             started_at=self.started_at,
             raised=dict(self.raised),
+            paused=bool(self.freezing.paused),
             reason=reason,
         )
 
@@ -368,22 +379,21 @@ class Run:
 
     @property
     def frozen(self) -> bool:
-        return self._frozen
+        return self.freezing.frozen
 
-    def freeze(self) -> None:
-        self._set_frozen(True)
+    @property
+    def alive(self) -> bool:
+        """Whether its command runs, and nobody has begun to end it."""
+        return self.live and self._state is not State.STOPPING
 
-    def thaw(self) -> None:
-        self._set_frozen(False)
+    def is_held(self) -> bool:
+        """Whether its processes sleep at the memory limit."""
+        return stopping.is_held(self)
 
-    def _set_frozen(self, frozen: bool) -> None:
-        try:
-            (self.cgroup.freeze if frozen else self.cgroup.thaw)()
-        except KernelError as error:
-            self.warn(f"cannot {'freeze' if frozen else 'thaw'}: {error}")
-            return
-        self._frozen = frozen
-        self.set_state(State.FROZEN if frozen else State.RUNNING)
+    def pulse(self) -> None:
+        """What the clocks of the run rest on has changed: they look again."""
+        changed, self.changed = self.changed, trio.Event()
+        changed.set()
 
     def send_signal(self, name: str) -> None:
         """To every process of the job, by its init."""

@@ -6,7 +6,7 @@ May import: everything above `supervise`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -52,6 +52,9 @@ class Network(Protocol):
     """`supervise.network` for root, a bridge; `supervise.pasta` for everybody else."""
 
     def seat(self, spec: JobSpec, run: str) -> AbstractAsyncContextManager[Connection]: ...
+
+    def know(self, jobs: Iterable[JobSpec]) -> None:
+        """The jobs there are now, which those that come may want to reach."""
 
     async def sweep(self) -> None: ...
 

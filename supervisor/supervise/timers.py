@@ -5,6 +5,7 @@ May import: `errors`, `model`, `watch.pressure`, `supervise.run` (for its type o
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -46,20 +47,35 @@ async def _guarded(run: Run, timer: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _wall_time(run: Run) -> None:
-    if run.spec.timeout is not None:
-        await trio.sleep(run.spec.timeout)
-        await run.handle(Timeout(time.time(), "wall", run.spec.timeout))
+    """A job that a person has paused is not the slower for it: its time stands still."""
+    while True:
+        limit = math.inf if run.spec.timeout is None else run.spec.timeout
+        left = math.inf if run.freezing.paused else limit - run.freezing.elapsed()
+        if not await _changed_within(run, max(left, 0.0)):
+            await run.handle(Timeout(time.time(), "wall", limit))
+            return
+
+
+async def _changed_within(run: Run, seconds: float) -> bool:
+    """Wait so long; True as soon as what the clocks rest on has changed."""
+    with trio.move_on_after(seconds):
+        await run.changed.wait()
+        return True
+    return False
 
 
 async def _cpu_time(run: Run) -> None:
     """No polling: sleep for as long as the rest lasts at full speed, then look again."""
-    limit = run.spec.cpu_time
-    if limit is None:
-        return
-    fastest = min(run.limits.cpus or os.cpu_count() or 1, os.cpu_count() or 1)
-    while (rest := limit - (run.cgroup.usage().cpu or 0.0)) > 0:
-        await trio.sleep(max(rest / fastest, MIN_CPU_WAIT))
-    await run.handle(Timeout(time.time(), "cpu", limit))
+    while True:
+        limit = run.spec.cpu_time
+        rest = math.inf if limit is None else limit - (run.cgroup.usage().cpu or 0.0)
+        if limit is not None and rest <= 0:
+            await run.handle(Timeout(time.time(), "cpu", limit))
+            return
+        cpus = os.cpu_count() or 1
+        fastest = min(run.limits.cpus or cpus, cpus)
+        pause = math.inf if run.freezing.paused else max(rest / fastest, MIN_CPU_WAIT)
+        await _changed_within(run, pause)
 
 
 async def _ticks(run: Run) -> None:
