@@ -5,7 +5,7 @@ May import: the modules of `control` that have some.
 
 from __future__ import annotations
 
-from supervisor.control import about, events, jobs, openapi, waiting
+from supervisor.control import about, events, jobs, openapi, steering, submitting, waiting
 from supervisor.control.routes import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -14,4 +14,6 @@ ROUTES: tuple[Route, ...] = (
     *jobs.ROUTES,
     *waiting.ROUTES,
     *events.ROUTES,
+    *steering.ROUTES,
+    *submitting.ROUTES,
 )

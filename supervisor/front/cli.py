@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 
 from supervisor import __version__
@@ -204,6 +205,15 @@ def _run_of_before(verb: argparse.ArgumentParser) -> None:
     place_flags(verb)
 
 
+def _verb(module: str, name: str = "configure") -> Callable[[argparse.ArgumentParser], None]:
+    """What configures a verb: a function of a module of `front.verbs`, imported when it is used."""
+
+    def configure(verb: argparse.ArgumentParser) -> None:
+        getattr(import_module(f"supervisor.front.verbs.{module}"), name)(verb)
+
+    return configure
+
+
 def _diff(verb: argparse.ArgumentParser) -> None:
     _run_of_before(verb)
     verb.add_argument("--json", action="store_true", help="one change a line as JSON")
@@ -381,6 +391,12 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "stop": ("stop jobs of a running instance, or all of it", _stop),
     "kill": ("kill jobs at once, or send them a signal", _kill),
     "history": ("the runs of before: which there were, why they ended, and on what", _history),
+    "pause": ("freeze jobs where they are", _verb("steer", "configure_pause")),
+    "resume": ("let paused jobs go on", _verb("steer", "configure_resume")),
+    "restart": ("stop jobs in order and run them again", _verb("steer", "configure_restart")),
+    "set": ("change limits of a job while it runs", _verb("steer", "configure_set")),
+    "submit": ("give a running instance one more job", _verb("submit")),
+    "reload": ("have a running instance read its configuration again", _verb("reload")),
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
     "image": ("get images; list, inspect and remove those that are there", _image),
     "commit": ("make an image of what a run has written on top of its own", _commit),

@@ -24,8 +24,11 @@ _DEST = "job:"
 """What the flags' names in the parsed arguments begin with, so that they meet no other."""
 
 
-def add_job_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--memory`, `--mount` and the others, and `--plugin NAME` for the hooks that name one."""
+def add_job_flags(parser: argparse.ArgumentParser, *, plugins: bool = True) -> None:
+    """Add `--memory`, `--mount` and the others, and `--plugin NAME` for policies to be asked.
+
+    Without `plugins` that one is left out: the policies are those of an instance.
+    """
     groups = {
         section: parser.add_argument_group(title)
         for section, title in (("limits", "limits"), ("", "the container"), ("on", "what to do"))
@@ -33,10 +36,11 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     for setting in JOB.settings:
         if setting.flag:
             _add(groups[_group(setting)], setting)
-    groups["on"].add_argument(
-        "--plugin", action="append", default=[], metavar="NAME|PATH", dest="plugins",
-        help="a policy to ask; may be repeated",
-    )  # fmt: skip
+    if plugins:
+        groups["on"].add_argument(
+            "--plugin", action="append", default=[], metavar="NAME|PATH", dest="plugins",
+            help="a policy to ask; may be repeated",
+        )  # fmt: skip
 
 
 def _group(setting: Setting) -> str:
@@ -90,13 +94,31 @@ def config_from_flags(
         problems.raise_any()
     values = parse_values(JOB, raw, context, problems)
     named = args.command or [values.get(("root",), "")]
-    job = build(_name(named), raw, values, ("command",), problems, context)
+    job = build(job_name(named), raw, values, ("command",), problems, context)
     plugins = _plugins(args, context, problems)
     state = default_state(context)
     settings = SupervisorSettings(name, state, default_runtime(context, state), plugins)
     check_all([job], settings, (), (), problems)
     problems.raise_any()
     return Config("the command line", settings, (job,))
+
+
+def table_from_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """A job's table, as a configuration would have it.
+
+    Raises ConfigError for single values that are wrong; what does not fit together is not asked.
+    """
+    problems = Problems(_place)
+    raw = _raw(args, problems)
+    parse_values(JOB, raw, Context(Path.cwd()), problems)
+    problems.raise_any()
+    table: dict[str, Any] = {}
+    for key, item in raw.items():
+        inner = table
+        for part in key[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[key[-1]] = item.value
+    return table
 
 
 def _plugins(args: argparse.Namespace, context: Context, problems: Problems) -> tuple[str, ...]:
@@ -159,7 +181,7 @@ def _place(path: KeyPath) -> tuple[int, str]:
     return -1, "--plugin" if keys[:1] == ("plugins",) else ".".join(keys) or "the job"
 
 
-def _name(command: list[str]) -> str:
+def job_name(command: list[str]) -> str:
     """A job's name from its program's, or its image's."""
     stem = Path(command[0]).name if command else ""
     safe = re.sub(r"[^A-Za-z0-9_.-]", "-", stem).lstrip(".-")[:64]

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 
 import trio
 from attrs import evolve
@@ -17,6 +16,7 @@ from attrs import evolve
 from supervisor.errors import KernelError
 from supervisor.front import imaging
 from supervisor.front.config import Config, config_from_flags
+from supervisor.front.exits import INTERRUPTED, exit_status
 from supervisor.front.flags import where
 from supervisor.front.lines import Entry, line_of
 from supervisor.front.printer import Printer
@@ -28,8 +28,6 @@ from supervisor.record.runs import ONE_SHOTS, StateDir
 from supervisor.supervise.instance import Instance, Settings, open_instance, scratch_dir
 from supervisor.supervise.shutdown import obey_signals
 
-TIMED_OUT, FAILED, NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 124, 125, 126, 127, 128
-INTERRUPTED = 130
 TOLD = frozenset({"warning", "notify", "retry", "restart", "limit_changed", "cleanup_failed",
                   "copied_out", "kept"})  # fmt: skip
 """Entries that somebody who runs one command wants to hear of."""
@@ -117,32 +115,3 @@ def _tell(record: RunRecord, target: str | None) -> None:
 
         for line in explain(record):
             print(f"supervise: {line}", file=sys.stderr)
-
-
-def exit_status(record: RunRecord) -> int:
-    """The command's own, or what stands for why it has none of its own."""
-    if record.reason in _FIXED:
-        return _FIXED[record.reason](record)
-    if record.signal is not None:
-        return BY_SIGNAL + record.signal
-    if record.exit_code is None:
-        return FAILED
-    # OOM-killed in part: the main process may have exited 0, but the job did not end well
-    bad = record.reason is not Reason.SUCCEEDED and record.exit_code == 0
-    return BY_SIGNAL + 9 if bad else record.exit_code
-
-
-def _start_status(record: RunRecord) -> int:
-    error = record.start_error
-    if error is None or error.stage != "exec":
-        return FAILED
-    return NOT_FOUND if error.errno in (2, 20) else NOT_EXECUTABLE
-
-
-_FIXED: dict[Reason, Callable[[RunRecord], int]] = {
-    Reason.TIMEOUT: lambda _: TIMED_OUT,
-    Reason.CPU_TIMEOUT: lambda _: TIMED_OUT,
-    Reason.START_FAILED: _start_status,
-    Reason.SKIPPED: lambda _: FAILED,
-    Reason.STOPPED: lambda _: INTERRUPTED,
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.front.oneshot import exit_status
+from supervisor.front.exits import exit_status, status_of
 from supervisor.model.record import Reason, RunRecord, StartError
 
 
@@ -47,3 +47,12 @@ def test_the_status_says_what_the_shell_would(reason, more, expected) -> None:
 @pytest.mark.parametrize("reason", set(Reason) - {Reason.SUCCEEDED, Reason.FAILED, Reason.PIDS})
 def test_no_bad_end_looks_like_success(reason) -> None:
     assert status(reason, exit_code=0) != 0
+
+
+def test_a_record_as_json_says_the_same() -> None:
+    failed = RunRecord(
+        "j", "r", 1, Reason.START_FAILED, ("x",), start_error=StartError("exec", 2, "/x")
+    )
+    ended = RunRecord("j", "r", 1, Reason.FAILED, ("x",), exit_code=3)
+    for one in (failed, ended):
+        assert status_of(one.to_json()) == exit_status(one) != 0
