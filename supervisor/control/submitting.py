@@ -19,20 +19,25 @@ class Submit:
     """A job: its name, and its table as the configuration has it (docs/config.md).
 
     The file's [defaults] are under it.  Relative paths start at `base`, an absolute one.  `unique`:
-    where the name is taken, another one is made of it.
+    where the name is taken, another one is made of it.  `wait`: answer when it has ended.
     """
 
     name: str
     job: dict[str, Any]
     base: str = "/"
     unique: bool = False
+    wait: bool = False
 
 
 @frozen
 class Submitted:
-    """The names of what runs, or waits, now: several if it has a matrix."""
+    """The names of what runs, or waits, now: several if it has a matrix.
+
+    `records`: how each ended (docs/verdicts.md), if that was waited for.
+    """
 
     jobs: tuple[str, ...]
+    records: tuple[dict[str, Any], ...] = ()
 
 
 async def _submit(ask: Ask) -> Answer:
@@ -45,7 +50,11 @@ async def _submit(ask: Ask) -> Answer:
     names = tuple(job.spec.name for job in jobs)
     for name in names:
         ask.steered("submit", job=name)
-    return Json(201, Submitted(names))
+    if not body.wait:
+        return Json(201, Submitted(names))
+    for job in jobs:
+        await job.ended.wait()
+    return Json(201, Submitted(names, tuple(job.records[-1].to_json() for job in jobs)))
 
 
 ROUTES = (

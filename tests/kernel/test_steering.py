@@ -270,6 +270,19 @@ def test_jobs_are_submitted_to_an_instance_that_stays(
     assert [e["job"] for e in batch.entries("submitted")] == ["sh", "sh-2", "from-file", "j"]
 
 
+def test_whoever_submits_may_wait_for_the_end(batch: Batch, ask: Ask) -> None:
+    with batch.start(ONE) as running:
+        running.wait_started("one")
+        assert ask("submit", "--wait", "--", "sh", "-c", "exit 7").status == 7
+        assert ask("submit", "--wait", "--timeout", "100ms", "--", "sleep", "1000").status == 124
+        done = ask("submit", "--wait", "--json", "--name", "n", "--", "/no/such/program")
+        assert done.status == 127
+        assert json.loads(done.stdout)["submitted_by"] == "root (uid 0)"
+        matrix = '{"command": ["sh", "-c", "exit {n}"], "matrix": {"n": [0, 1]}}'
+        several = ask("submit", "--wait", "--name", "m", "-", stdin=matrix)
+        assert (several.status, several.stdout) == (1, "m@n=0\nm@n=1\n")
+
+
 def until_there(batch: Batch) -> None:
     """An instance without a job says nothing on its terminal: its event log does."""
     deadline = time.monotonic() + PATIENCE

@@ -82,7 +82,7 @@ def configure_restart(verb: argparse.ArgumentParser) -> None:
 def _of_jobs(verb: argparse.ArgumentParser, epilog: str, deed: str) -> None:
     verb.epilog = epilog
     verb.add_argument("jobs", metavar="JOB", nargs="+", help="a job")
-    verb.set_defaults(deed=deed)
+    verb.set_defaults(deed=deed, wait=False)
     _common(verb, to_each)
 
 

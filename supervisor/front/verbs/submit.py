@@ -63,12 +63,13 @@ def run(args: argparse.Namespace) -> int:
         found = client.post("jobs", body=body)
     except Refused as refused:
         raise_problems(refused)
-    if args.json and not args.wait:
+    for line in found["records"] if args.json and args.wait else ():
+        print(json.dumps(line))
+    if not args.json:
+        print(*found["jobs"], sep="\n")
+    elif not args.wait:
         print(json.dumps(found))
-    else:
-        for name in found["jobs"]:
-            print(name, flush=True)
-    return _wait(client, found["jobs"], as_json=args.json) if args.wait else 0
+    return _status(found["records"]) if args.wait else 0
 
 
 def described(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def described(args: argparse.Namespace) -> dict[str, Any]:
         "job": table,
         "base": str(base),
         "unique": unique,
+        "wait": args.wait,
     }
 
 
@@ -149,16 +151,10 @@ def _table(file: str, raw: bytes) -> dict[str, Any]:
     return table
 
 
-def _wait(client: Client, names: list[str], *, as_json: bool) -> int:
-    """Until they have ended; of one job, the status that `run` would have."""
+def _status(records: list[Mapping[str, Any]]) -> int:
+    """Of one job, the status that `run` would have had; of several, whether all ended well."""
     from supervisor.front.exits import status_of
 
-    status = 0
-    for name in names:
-        client.get("jobs", name, "wait")
-        record = client.get("jobs", name)["runs"][-1]
-        if as_json:
-            print(json.dumps(record))
-        one = status_of(record)
-        status = one if len(names) == 1 else max(status, min(one, 1))
-    return status
+    if len(records) == 1:
+        return status_of(records[0])
+    return int(not all(record["expected"] for record in records))
