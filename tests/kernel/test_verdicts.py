@@ -141,7 +141,7 @@ def test_what_waits_for_a_job_that_failed_is_skipped(batch: Batch) -> None:
     assert record["run"] == "" and record["attempt"] == 0 and record["started_at"] is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT])
 def test_an_interrupted_batch_stops_its_jobs(batch: Batch, number: int) -> None:
     ready = batch.fifo("ready")
     jobs = """

@@ -20,7 +20,7 @@ from tests.support.command import State, Supervise
 ALL: dict[str, Case] = {
     **CASES, **{name: case for name, (case, _) in KILLED.items()}, **STOPPED, **ABOVE,
 }  # fmt: skip
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 ABOVE_ALL = 48 << 20
 """Bytes for the whole instance of `above`."""
 PATIENCE = 900.0
