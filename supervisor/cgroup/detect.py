@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from supervisor.cgroup import delegate
+from supervisor.cgroup import delegate, files
 from supervisor.cgroup.api import CgroupManager
 from supervisor.cgroup.delegate import Obstacle
 from supervisor.linux import proc as procfs
@@ -164,11 +164,16 @@ def _locate(
             f"mount the {label} hierarchy anew in this cgroup namespace",
         )
     kind = f"cgroup -o {label}" if own.controllers else "cgroup2"
-    target = f"/sys/fs/cgroup/{label}" if own.controllers else "/sys/fs/cgroup"
+    beside = any(mount.fstype == "cgroup" for mount in mounts)
+    target = f"/sys/fs/cgroup/{label}" if own.controllers else UNIFIED[beside]
     return Obstacle(
         f"the {label} hierarchy is mounted nowhere",
         f"mkdir -p {target} && mount -t {kind} none {target}",
     )
+
+
+UNIFIED = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+"""Where cgroup2 belongs; the latter beside v1, whose hierarchies it would cover."""
 
 
 def _relative(path: str, root: str) -> str | None:
@@ -204,8 +209,20 @@ def _absent(name: str, hierarchies: Iterable[Hierarchy]) -> Obstacle:
                     "enable it in the kernel's configuration, and see cgroup_disable= on its "
                     "command line",
                 )
-            return Obstacle(f"{where} does not list {name}", delegate.FIX)
+            fix = _enabling(name, hierarchy) or delegate.FIX
+            return Obstacle(f"{where} does not list {name}", fix)
     return Obstacle(
         f"the kernel has no {name} controller, or its hierarchy is hidden from here",
         "mount -t cgroup2 none /sys/fs/cgroup",
     )
+
+
+def _enabling(name: str, hierarchy: Hierarchy) -> str:
+    """What lists a controller in every cgroup from the nearest that has it on down; or ""."""
+    where, writes = hierarchy.base, ""
+    while where != hierarchy.mount:
+        where = os.path.dirname(where)
+        writes = f"echo +{name} >{where}/cgroup.subtree_control; {writes}"
+        if name in files.read(f"{where}/cgroup.controllers").split():
+            return f"as root: {writes}or {delegate.FIX}"
+    return ""

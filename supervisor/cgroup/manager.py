@@ -26,6 +26,9 @@ _NEEDS = {"memory": "memory", "memory_high": "memory", "memory_low": "memory",
           "cpu_weight": "cpu", "cpu_idle": "cpu", "cpuset": "cpuset", "io": "io"}  # fmt: skip
 
 
+BOOT_V2 = "boot with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all"
+
+
 class Layer:
     """One hierarchy in use, and the instance's directory in it."""
 
@@ -193,7 +196,7 @@ class Manager:
     def _lacking_soft(self, limit: str, limits: Limits) -> list[Missing]:
         layer = self.layer("memory")
         if layer is None or not layer.unified:
-            return [Missing(limit, f"v1 has no {limit.replace('_', '.')}", "a host with cgroup v2")]
+            return [Missing(limit, f"v1 has no {limit.replace('_', '.')}", BOOT_V2)]
         if limit == "memory_low" and limits.memory_low is not None:
             return v2.unprotected(layer.hierarchy.base, layer.hierarchy.mount, limits.memory_low)
         return []

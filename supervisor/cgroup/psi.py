@@ -36,6 +36,8 @@ class Psi:
     def missing(self, resource: Resource) -> Missing | None:
         why = self.lacks(resource)
         fix = "boot with psi=1, on a kernel with CONFIG_PSI"
+        if self._directory is None:
+            fix = "mkdir -p {0} && mount -t cgroup2 none {0}".format("/sys/fs/cgroup/unified")
         return Missing(f"pressure.{resource}", why, fix) if why else None
 
     def _look(self, resource: Resource) -> str:

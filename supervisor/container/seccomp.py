@@ -9,6 +9,7 @@ A program is compiled once: it is kept in memory, and in the cache directory for
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -198,6 +199,14 @@ def _libseccomp() -> Any:
         hint = 'apt-get install libseccomp2, or seccomp = "unconfined"'
         raise SpawnError("seccomp", 0, "", f"no libseccomp: {error}", hint=hint) from error
     return pyseccomp
+
+
+def library_version() -> str:
+    """That of libseccomp, as "2.5.4".  Raises SpawnError where there is none."""
+    _libseccomp()
+    library = ctypes.CDLL("libseccomp.so.2")
+    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
+    return ".".join(map(str, library.seccomp_version().contents))
 
 
 def call_name(architecture: int, number: int) -> str:

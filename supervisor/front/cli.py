@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -341,7 +342,8 @@ def _do_doctor(args: argparse.Namespace) -> int:
     from supervisor.front.lines import use_colour
 
     colour = use_colour(args.color, sys.stdout, os.environ)
-    return doctor(as_json=args.json, colour=colour, say=print)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+    return doctor(as_json=args.json, colour=colour, say=print, width=width)
 
 
 def _do_diff(args: argparse.Namespace) -> int:

@@ -1,8 +1,10 @@
 """`supervise doctor`: everything a job needs, tried for real on this host, with the fix.
 
-The trials themselves are in `doctor_kernel` (namespaces, mounts), `doctor_users` (their numbers),
-`doctor_disk` (sizes of layers) and `doctor_limits` (cgroups); how they are contained is told in
-`doctor_trial`.  `clash` has the one check that every command makes at its start.
+The trials themselves are in `doctor_host` (the kernel as a whole), `doctor_kernel` (namespaces,
+mounts, layers), `doctor_users` (their numbers), `doctor_walls` (filters), `doctor_network`,
+`doctor_disk` (sizes of layers), `doctor_group` (cgroups as such) and `doctor_limits`; how they are
+contained is told in `doctor_trial`, how the table looks in `doctor_table`.  `clash` has the one
+check that every command makes at its start.
 
 May import: `errors`, `model`, `linux`, `cgroup`, the trials.
 """
@@ -13,24 +15,32 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from attrs import asdict
+from attrs import asdict, evolve
 
 from supervisor.errors import SupervisorError
-from supervisor.front import doctor_disk, doctor_kernel, doctor_limits, doctor_users, lines
+from supervisor.front import (
+    doctor_disk,
+    doctor_group,
+    doctor_host,
+    doctor_kernel,
+    doctor_limits,
+    doctor_network,
+    doctor_users,
+    doctor_walls,
+)
 from supervisor.front.clash import name_clash
-from supervisor.front.doctor_trial import Check, Verdict
+from supervisor.front.doctor_table import table
+from supervisor.front.doctor_trial import Check, as_root, has_admin
 
-LONGEST = 10.0
+LONGEST = 20.0
 """Seconds for the whole; what is left by then is not tried."""
 
-COLOURS = {"enforced": lines.GREEN, "accounted only": lines.YELLOW, "unavailable": lines.RED}
 
-
-def doctor(*, as_json: bool, colour: bool, say: Callable[[str], object]) -> int:
+def doctor(*, as_json: bool, colour: bool, say: Callable[[str], object], width: int = 80) -> int:
     """Try everything, print the table (or a JSON array) by `say`; the exit status.
 
     0 when all that a default job needs is enforced, else 1.
@@ -39,7 +49,7 @@ def doctor(*, as_json: bool, colour: bool, say: Callable[[str], object]) -> int:
     if as_json:
         say(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        say("\n".join(table(checks, colour)))
+        say("\n".join(table(checks, colour, width)))
     return 0 if healthy(checks) else 1
 
 
@@ -55,11 +65,32 @@ def run() -> list[Check]:
     """
     deadline = time.monotonic() + LONGEST
     with _terminable():
-        found = [name_check()]
-        found += _each(
-            [*doctor_kernel.checks(), *doctor_users.checks(), *doctor_disk.checks()], deadline
-        )
+        found: list[Check] = []
+        for group, trials in GROUPS.items():
+            found += _of(group, _each(trials(), deadline))
         return found + _limits(deadline)
+
+
+GROUPS: dict[str, Callable[[], list[Callable[[], Check]]]] = {
+    "host": lambda: [name_check, *doctor_host.checks()],
+    "containers": lambda: [*doctor_kernel.checks(), *doctor_users.checks()],
+    "walls": doctor_walls.checks,
+    "network": lambda: [*doctor_network.checks(), *doctor_users.networks()],
+    "disk": doctor_disk.checks,
+}
+"""What needs no cgroup, by the headings of the table."""
+CGROUPS, LIMITS = "control groups", "limits"
+
+
+def _of(group: str, checks: Iterable[Check]) -> list[Check]:
+    return [evolve(check, group=group, fix=_possible(check.fix)) for check in checks]
+
+
+def _possible(fix: str) -> str:
+    """A mount is no way out for root in a container that may not mount."""
+    if os.geteuid() == 0 and "mount -t" in fix and not has_admin():
+        return f"{as_root()}; there: {fix}"
+    return fix
 
 
 def _each(trials: Sequence[Callable[[], Check]], deadline: float) -> Iterator[Check]:
@@ -72,17 +103,18 @@ def _each(trials: Sequence[Callable[[], Check]], deadline: float) -> Iterator[Ch
 
 
 def _limits(deadline: float) -> list[Check]:
-    from supervisor.cgroup.detect import detect
+    from supervisor.cgroup import detect
 
     try:
-        manager = detect(f"doctor-{os.getpid()}")
+        kinds = doctor_group.kinds(detect.find(None))
+        manager = detect.detect(f"doctor-{os.getpid()}")
     except (SupervisorError, OSError) as error:
         hint = error.hint if isinstance(error, SupervisorError) else ""
-        return [Check("control groups", "unavailable", str(error), hint, True)]
+        return _of(CGROUPS, [Check("control groups", "unavailable", str(error), hint, True)])
     try:
-        found: Verdict = "unavailable" if manager.version == "none" else "enforced"
-        told = Check("control groups", found, "\n".join(manager.describe()), "", True)
-        return [told, *_each(doctor_limits.checks(manager), deadline)]
+        whole = _each(doctor_group.checks(manager), deadline)
+        told = _of(CGROUPS, [*kinds, *whole])
+        return told + _of(LIMITS, _each(doctor_limits.checks(manager), deadline))
     finally:
         manager.close()
 
@@ -122,19 +154,3 @@ def _foreign_distribution() -> str:
         return str(distribution("supervisor").locate_file(""))
     except PackageNotFoundError:
         return ""
-
-
-def table(checks: Sequence[Check], colour: bool) -> list[str]:
-    """A line for each check, further detail and its fix below, and what it all comes to."""
-    wide = max(len(check.name) for check in checks)
-    shown = []
-    for check in checks:
-        verdict = lines.paint(check.verdict.ljust(14), COLOURS[check.verdict], colour)
-        told = check.detail.splitlines() or [""]
-        if check.fix and check.verdict != "enforced":
-            told.append(f"fix: {check.fix}")
-        shown.append(f"{check.name.ljust(wide)}  {verdict}  {lines.clean(told[0])}")
-        shown += [f"{'':{wide + 18}}{lines.clean(more)}" for more in told[1:]]
-    bad = [check.name for check in checks if check.needed and check.verdict != "enforced"]
-    end = f"a default job lacks: {', '.join(bad)}" if bad else "a default job has all it needs"
-    return [*shown, "", end]

@@ -11,18 +11,25 @@ from __future__ import annotations
 import errno
 import os
 import select
+import shutil
+import signal
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from supervisor.container import disk, disk_loop, disk_tmpfs
 from supervisor.errors import KernelError, SupervisorError
-from supervisor.front.doctor_trial import Check, attempt
-from supervisor.linux import caps, fanotify, newmount, quota, syscalls
+from supervisor.front import doctor_kernel
+from supervisor.front.doctor_trial import ENDING, Check, attempt, enter_namespaces, way_out
+from supervisor.front.kinds import Context
+from supervisor.front.settings import default_state
+from supervisor.linux import caps, fanotify, newmount, proc, quota, syscalls
 from supervisor.linux import constants as c
 from supervisor.supervise import projects
 
 SIZE = 2 << 20
-STATE, SCRATCH = "/var/lib/supervise", "/var/tmp"
-"""Where layers lie, unless `state_dir` says otherwise, and where those of `supervise run` do."""
+SCRATCH = "/var/tmp"
+"""Where layers of `supervise run` lie."""
 NAMES = {way: f"disk limit by {way}" for way in disk.WAYS}
 TOLD = "disk events"
 AS_ROOT = "run as root; without, a layer is a tmpfs"
@@ -30,12 +37,87 @@ AS_ROOT = "run as root; without, a layer is a tmpfs"
 
 def checks() -> list[Callable[[], Check]]:
     """All of them, each to be called by itself."""
-    return [by_quota, by_loop, by_tmpfs, events]
+    return [state_directory, upper, by_quota, by_loop, by_tmpfs, events]
+
+
+def state_directory() -> Check:
+    """Where logs and layers lie: a file is written there, and what room there is."""
+    name, place = "state directory", disk.there(state_dir())
+    outcome = attempt(lambda: _written(place))
+    fix = 'state_dir = "/a/place/that/can/be/written" in [supervisor]'
+    if outcome.failure:
+        return Check(name, "unavailable", outcome.failure, fix, True)
+    room = os.statvfs(place)
+    free, inodes = room.f_bavail * room.f_frsize, room.f_favail
+    told = f"{place}, {disk_type(place)}: {free >> 30} GiB free"
+    if free < SCARCE or (room.f_files and inodes < SCARCE_INODES):
+        fix = f"make room below {place} (supervise image prune), or state_dir elsewhere"
+        return Check(name, "accounted only", f"{told}, {inodes} inodes", fix, True)
+    return Check(name, "enforced", told, "", True)
+
+
+SCARCE, SCARCE_INODES = 1 << 30, 10000
+
+
+def state_dir() -> str:
+    """Where it is unless a configuration says otherwise."""
+    return str(default_state(Context(Path.cwd())))
+
+
+def _written(place: str) -> int:
+    file = disk_loop.unnamed(place, 0)
+    os.write(file, bytes(disk.BLOCK))
+    os.fsync(file)
+    return os.fstat(file).st_blocks
+
+
+def disk_type(place: str) -> str:
+    """The type of the file system that has it, by /proc/self/mountinfo."""
+    number = os.stat(place).st_dev
+    where = os.major(number), os.minor(number)
+    found = [mount.fstype for mount in proc.mountinfo() if (mount.major, mount.minor) == where]
+    return found[-1] if found else "an unknown file system"
+
+
+def upper() -> Check:
+    """Whether layers (`write = "overlay"`) can lie in the state directory, marks and all."""
+    name, place = "layers there", disk.there(state_dir())
+    fix = 'state_dir on ext4, XFS, btrfs or tmpfs; or limits.disk with disk_by = "tmpfs"'
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        top = tempfile.mkdtemp(prefix=".supervise-doctor-", dir=place)
+        try:
+            outcome = attempt(lambda: _upper(Path(top)))
+        finally:
+            _remove(top)
+    except OSError as error:
+        return Check(name, "unavailable", f"{place}: {error.strerror}", fix)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if outcome.failure:
+        return Check(name, "unavailable", outcome.failure, fix)
+    return Check(name, "enforced", f"{disk_type(place)} took a layer and its marks (xattrs)")
+
+
+def _upper(top: Path) -> None:
+    privileged = os.geteuid() == 0 and doctor_kernel.initial_user_namespace()
+    doctor_kernel.own_mounts()
+    doctor_kernel.overlaid(top)
+    mark = "trusted" if privileged else "user"
+    os.setxattr(top / "upper", f"{mark}.overlay.doctor", b"y")
+
+
+def _remove(top: str) -> None:
+    """overlayfs leaves work/work, which nobody may look into."""
+    inner = Path(top, "work/work")
+    if inner.exists():
+        inner.chmod(0o700)
+    shutil.rmtree(top)
 
 
 def by_quota() -> Check:
     """On the file system of the default state directory."""
-    name, place = NAMES["quota"], disk.there(STATE)
+    name, place = NAMES["quota"], disk.there(state_dir())
     if os.geteuid() != 0:
         return Check(name, "unavailable", "it needs root", AS_ROOT)
     try:
@@ -43,7 +125,7 @@ def by_quota() -> Check:
             why = f"the file system of {place} has no project quota"
             return Check(name, "unavailable", why, f"not needed beside loop; {disk.QUOTA_FIX}")
     except KernelError as error:
-        return Check(name, "unavailable", str(error), disk.QUOTA_FIX)
+        return Check(name, "unavailable", str(error), way_out(str(error), disk.QUOTA_FIX))
     return _told(name, lambda: _fill_project(place), f"{place}; for jobs in a user namespace")
 
 
@@ -89,7 +171,7 @@ def _fill_tmpfs() -> int:
 def _tmpfs() -> int:
     """A mount of one with SIZE bytes, in a user namespace where that is what it takes."""
     if os.geteuid() != 0:
-        syscalls.unshare(c.CLONE_NEWUSER | c.CLONE_NEWNS)
+        enter_namespaces()
     options = disk_tmpfs.options(SIZE, disk.FEWEST_INODES)
     return newmount.mount("tmpfs", {**options}, c.MOUNT_ATTR_NODEV)
 
@@ -100,6 +182,7 @@ def events() -> Check:
     if outcome.failure or not outcome.value:
         why = outcome.failure or "a write wakes nobody"
         fix = "run as root, on a kernel with CONFIG_FANOTIFY"
+        fix = fix if os.geteuid() != 0 else way_out(why, fix)
         return Check(TOLD, "unavailable", f"a full layer is seen at the end only: {why}", fix)
     return Check(TOLD, "enforced", "fanotify: a write to a layer wakes the supervisor")
 
@@ -116,7 +199,9 @@ def _woken() -> bool:
 def _told(name: str, work: Callable[[], int], where: str) -> Check:
     outcome = attempt(work)
     if outcome.failure:
-        return Check(name, "unavailable", outcome.failure, FIXES.get(name, ""))
+        return Check(
+            name, "unavailable", outcome.failure, way_out(outcome.failure, FIXES.get(name, ""))
+        )
     written = int(outcome.value)
     if written > SIZE:
         return Check(name, "unavailable", f"{written} bytes went into {SIZE}")

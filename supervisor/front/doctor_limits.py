@@ -11,16 +11,17 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EAGAIN, EPERM
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from supervisor.cgroup.api import CgroupManager, DeviceRule, JobCgroup, Notification
+from attrs import evolve
+
+from supervisor.cgroup.api import CgroupManager, DeviceRule, JobCgroup, Missing, Notification
 from supervisor.errors import LimitError, SupervisorError
 from supervisor.front.doctor_trial import ENDING, Check, Outcome, Verdict, attempt
-from supervisor.linux import syscalls
 from supervisor.linux.inotify import Inotify
 from supervisor.model.job import Resource
 from supervisor.model.limits import IoLimit, Limits
@@ -45,7 +46,7 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
     """One check for each kind of limit, and those of whole-tree control."""
 
     def of(name: str, limits: Limits, trial: Trial, needed: bool = False) -> Callable[[], Check]:
-        return lambda: _check(manager, name, limits, trial, needed)
+        return lambda: limited(manager, name, limits, trial, needed)
 
     # Where swap has no limit, what goes over the limit may go there instead of being killed.
     memory = Limits(memory=MEMORY, swap=0)
@@ -57,31 +58,30 @@ def checks(manager: CgroupManager) -> list[Callable[[], Check]]:
         of("memory events", memory, _events, True),
         of("memory_high", Limits(memory_high=HIGH), _high),
         of("memory_low", Limits(memory_low=MEMORY), _read_back),
-        of("pressure events", Limits(), lambda group: _pressure(manager, group)),
+        lambda: _pressure(manager),
         of("swap limit", Limits(memory=MEMORY, swap=0), _swap),
         of("pids limit", Limits(pids=PIDS), _pids, True),
         of("cpus limit", Limits(cpus=CPUS), _cpus, True),
-        of("cpu_weight", Limits(cpu_weight=50), _read_back),
-        of("cpu_idle", Limits(cpu_idle=True), _read_back),
+        of("cpu_weight", Limits(cpu_weight=10), lambda group: _weighed(manager, group)),
+        of("cpu_idle", Limits(cpu_idle=True), lambda group: _weighed(manager, group)),
         of("cpuset", Limits(cpuset=cpu), _cpuset),
         of("io limit", Limits(io=(IoLimit(IO_PATH, write_bps=IO_RATE),)), _io),
         lambda: _devices(manager),
         of("peaks in the record", Limits(), _peaks),
-        of("whole-tree kill", Limits(), _kill, True),
-        of("freeze and thaw", Limits(), _freeze),
-        of("clone into the cgroup", Limits(), _clone_into),
     ]
 
 
-def _check(manager: CgroupManager, name: str, limits: Limits, trial: Trial, needed: bool) -> Check:
+def limited(
+    manager: CgroupManager, name: str, limits: Limits, trial: Trial, needed: bool = False
+) -> Check:
+    if manager.version == "none":
+        return nowhere(manager, name, needed)
     missing = manager.missing(limits)
     if missing:
         why = "; ".join(dict.fromkeys(item.why for item in missing))
         fix = "; ".join(dict.fromkeys(item.fix for item in missing))
         return Check(name, "unavailable", why, fix, needed)
     try:
-        if manager.version == "none":
-            return Check(name, "unavailable", "cgroups cannot be made here", "", needed)
         with _cgroup(manager, name.replace(" ", "-")) as group:
             group.apply(limits)
             verdict, detail = trial(group)
@@ -93,12 +93,18 @@ def _check(manager: CgroupManager, name: str, limits: Limits, trial: Trial, need
     )
 
 
+def nowhere(manager: CgroupManager, name: str, needed: bool) -> Check:
+    """A row where there is no cgroup to try something in."""
+    fixes = dict.fromkeys(one.fix for one in manager.missing(Limits(memory=MEMORY)))
+    told = "no cgroup can be made here to try it in"
+    return Check(name, "unavailable", told, "; ".join(fixes), needed)
+
+
 FIXES = {
     "io limit": "keep the job's data on a block device with an I/O controller of its own queue",
     "devices": "not needed while no job has `devices`, CAP_MKNOD or CAP_SYS_ADMIN",
     "clone into the cgroup": "not needed: a job joins its cgroup before its command is executed",
     "peaks in the record": "not needed: no verdict rests on them; else a newer kernel",
-    "pressure events": "boot with psi=1, a kernel with CONFIG_PSI; before 6.5 CAP_SYS_RESOURCE",
     "swap limit": "not needed while the host has no swap; else boot with swapaccount=1",
 }
 
@@ -119,31 +125,36 @@ def _cgroup(manager: CgroupManager, name: str) -> Iterator[JobCgroup]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _inside(group: JobCgroup, work: Callable[[], Any], seconds: float = 2.0) -> Outcome:
+def inside(group: JobCgroup, work: Callable[[], Any], seconds: float = 2.0) -> Outcome:
     """Run `work` in a process of the cgroup."""
 
     def joined() -> Any:
-        files = [*group.entry.payload_files]
-        if group.entry.payload_dir is not None:
-            files.append(f"{group.entry.payload_dir}/cgroup.procs")
-        for path in files:
-            Path(path).write_text("0")
+        join(group)
         return work()
 
     return attempt(joined, seconds)
 
 
-def _failed(outcome: Outcome) -> tuple[Verdict, str]:
+def join(group: JobCgroup) -> None:
+    """Move this process, a trial's, into the cgroup."""
+    files = [*group.entry.payload_files]
+    if group.entry.payload_dir is not None:
+        files.append(f"{group.entry.payload_dir}/cgroup.procs")
+    for path in files:
+        Path(path).write_text("0")
+
+
+def failed(outcome: Outcome) -> tuple[Verdict, str]:
     return "unavailable", f"the trial did not get through: {outcome.failure}"
 
 
 def _memory(group: JobCgroup) -> tuple[Verdict, str]:
-    outcome = _inside(group, lambda: _touch(LOAD))
+    outcome = inside(group, lambda: touch(LOAD))
     counted, peak = group.counters(), group.usage().memory_peak
     if outcome.signal == signal.SIGKILL and counted.oom_kills:
         return "enforced", f"{LOAD // MIB} MiB under {MEMORY // MIB} MiB: killed, and counted"
     if outcome.failure:
-        return _failed(outcome)
+        return failed(outcome)
     if counted.limit_hits and peak is not None and peak <= MEMORY:
         return "enforced", f"{LOAD // MIB} MiB under {MEMORY // MIB} MiB: the rest was swapped out"
     return "accounted only", f"{LOAD // MIB} MiB fitted into {MEMORY // MIB} MiB"
@@ -151,11 +162,11 @@ def _memory(group: JobCgroup) -> tuple[Verdict, str]:
 
 def _high(group: JobCgroup) -> tuple[Verdict, str]:
     """One step above it is enough; the further ones are what the kernel makes slow."""
-    outcome = _inside(group, lambda: _touch(HIGH + MIB // 2), 1.5)
+    outcome = inside(group, lambda: touch(HIGH + MIB // 2), 1.5)
     if group.counters().high:
         return "enforced", f"{HIGH // MIB} MiB passed: slowed down, and counted"
     if outcome.failure:
-        return _failed(outcome)
+        return failed(outcome)
     return "accounted only", f"more than {HIGH // MIB} MiB fitted in without being slowed down"
 
 
@@ -170,9 +181,16 @@ def _peaks(group: JobCgroup) -> tuple[Verdict, str]:
     return verdict, f"the kernel has no {' and no '.join(lacking)}: the record says null"
 
 
-def _pressure(manager: CgroupManager, group: JobCgroup) -> tuple[Verdict, str]:
+def _pressure(manager: CgroupManager) -> Check:
     """The kernel takes the trigger; that it goes off takes seconds, and is not waited for."""
     missing = manager.missing_pressure(PRESSURE)
+    fix = "; ".join(dict.fromkeys(one.fix for one in missing))
+    name, trial = "pressure events", lambda group: _triggered(group, missing)
+    found = limited(manager, name, Limits(), trial)
+    return evolve(found, fix=fix) if missing and manager.version != "none" else found
+
+
+def _triggered(group: JobCgroup, missing: Sequence[Missing]) -> tuple[Verdict, str]:
     told = []
     for resource in PRESSURE:
         if not any(one.of(resource) for one in missing):
@@ -206,7 +224,7 @@ def _eventfd(told: Notification) -> BinaryIO:
 
 def _told_by(source: BinaryIO | Inotify, group: JobCgroup, how: str) -> tuple[Verdict, str]:
     try:
-        outcome = _inside(group, lambda: _touch(LOAD))
+        outcome = inside(group, lambda: touch(LOAD))
         # v2's files tell from a work queue of the kernel's (fs/kernfs/file.c, kernfs_notify), which
         # on a busy host comes to its turn after the trial has ended.
         if select.select([source.fileno()], [], [], QUEUED)[0]:
@@ -214,11 +232,11 @@ def _told_by(source: BinaryIO | Inotify, group: JobCgroup, how: str) -> tuple[Ve
     finally:
         source.close()
     if outcome.signal is None:
-        return _failed(outcome)
+        return failed(outcome)
     return "unavailable", f"not told by {how}"
 
 
-def _touch(size: int) -> None:
+def touch(size: int) -> None:
     """Allocate: every page is written once."""
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         for offset in range(0, size, mmap.PAGESIZE):
@@ -233,12 +251,12 @@ def _swap(group: JobCgroup) -> tuple[Verdict, str]:
 
 
 def _pids(group: JobCgroup) -> tuple[Verdict, str]:
-    outcome = _inside(group, _fork_on)
+    outcome = inside(group, _fork_on)
     refused = group.counters().refused
     if outcome.value is not None and refused:
         return "enforced", f"fork {outcome.value} was refused under {PIDS} tasks, and counted"
     if outcome.failure:
-        return _failed(outcome)
+        return failed(outcome)
     return "accounted only", f"{FORKS} forks fitted into {PIDS} tasks"
 
 
@@ -257,16 +275,16 @@ def _fork_on() -> int | None:
 
 
 def _cpus(group: JobCgroup) -> tuple[Verdict, str]:
-    outcome = _inside(group, _burn)
+    outcome = inside(group, _burn)
     if outcome.failure:
-        return _failed(outcome)
+        return failed(outcome)
     share = outcome.value
     throttled = group.usage().throttled
     told = f"a busy loop got {share:.2f} CPUs under {CPUS}"
     if throttled:
         return "enforced", f"{told}, throttled for {throttled:.2f}s"
     # A loop that others kept from running proves nothing either way.
-    return ("accounted only", told) if share > 2 * CPUS else _failed(Outcome(failure=told))
+    return ("accounted only", told) if share > 2 * CPUS else failed(Outcome(failure=told))
 
 
 def _burn() -> float:
@@ -277,15 +295,52 @@ def _burn() -> float:
     return (time.process_time() - cpu) / (time.monotonic() - start)
 
 
+def _weighed(manager: CgroupManager, group: JobCgroup) -> tuple[Verdict, str]:
+    """Against a busy loop of full weight on the same CPU; whoever else is there slows both."""
+    with _cgroup(manager, "weighed-against") as full:
+        outcome = attempt(lambda: _compete([group, full]), 20 * BURN)
+    if outcome.failure:
+        return failed(outcome)
+    light, heavy = outcome.value
+    if heavy > 2 * light:
+        return (
+            "enforced",
+            f"beside a job of weight 100 it got {light / (light + heavy):.0%} of a CPU",
+        )
+    return "accounted only", f"it got {light:.2f}s of CPU, a job of weight 100 {heavy:.2f}s"
+
+
+def _compete(groups: Sequence[JobCgroup]) -> list[float]:
+    """The seconds that a busy loop got in each, all of them on one CPU at a time."""
+    ready, gone = os.pipe()
+    go, start = os.pipe()
+    told = []
+    for group in groups:
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            join(group)
+            os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+            os.write(gone, b".")
+            os.read(go, 1)
+            os.write(writer, str(_burn() * BURN).encode())
+            os._exit(0)
+        os.close(writer)
+        told.append(reader)
+    for _ in groups:
+        os.read(ready, 1)
+    os.write(start, b"." * len(groups))
+    return [float(os.read(reader, 100)) for reader in told]
+
+
 def _read_back(_group: JobCgroup) -> tuple[Verdict, str]:
     """`apply` has read it back: it raises for a value that the kernel did not take."""
     return "enforced", "written and read back"
 
 
 def _cpuset(group: JobCgroup) -> tuple[Verdict, str]:
-    outcome = _inside(group, lambda: sorted(os.sched_getaffinity(0)))
+    outcome = inside(group, lambda: sorted(os.sched_getaffinity(0)))
     if outcome.failure:
-        return _failed(outcome)
+        return failed(outcome)
     if outcome.value == [min(os.sched_getaffinity(0))]:
         return "enforced", f"a process saw CPU {outcome.value[0]} only"
     return "accounted only", f"a process saw the CPUs {outcome.value}"
@@ -293,9 +348,9 @@ def _cpuset(group: JobCgroup) -> tuple[Verdict, str]:
 
 def _io(group: JobCgroup) -> tuple[Verdict, str]:
     free = attempt(_write)
-    slow = _inside(group, _write)
+    slow = inside(group, _write)
     if free.failure or slow.failure:
-        return _failed(free if free.failure else slow)
+        return failed(free if free.failure else slow)
     told = (
         f"{IO_SIZE // MIB} MiB (O_DIRECT) took {slow.value:.2f}s at {IO_RATE // MIB} MiB/s, "
         f"{free.value:.2f}s without a limit"
@@ -324,19 +379,19 @@ NULL, ZERO = DeviceRule("c", 1, 3, "rw"), "/dev/zero"
 def _devices(manager: CgroupManager) -> Check:
     """A process that may use /dev/null alone does not get /dev/zero."""
     missing = manager.missing_devices()
-    if missing:
+    if missing and manager.version != "none":
         told = f"{missing.why}; a job opens what is in its own /dev, and no other node"
         return Check("devices", "unavailable", told, missing.fix)
 
     def trial(group: JobCgroup) -> tuple[Verdict, str]:
         group.confine((NULL,))
-        outcome = _inside(group, _opened)
+        outcome = inside(group, _opened)
         if outcome.failure:
-            return _failed(outcome)
+            return failed(outcome)
         found: Verdict = "enforced" if outcome.value == EPERM else "accounted only"
         return found, f"{ZERO} was {'refused' if outcome.value == EPERM else 'opened'}"
 
-    return _check(manager, "devices", Limits(), trial, needed=False)
+    return limited(manager, "devices", Limits(), trial, needed=False)
 
 
 def _opened() -> int:
@@ -347,111 +402,3 @@ def _opened() -> int:
     except OSError as error:
         return error.errno or 0
     return 0
-
-
-def _kill(group: JobCgroup) -> tuple[Verdict, str]:
-    """A process that has left its session and ignores what can be ignored dies all the same."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-
-    def ask() -> None:
-        """From a process outside: kill, as soon as the one inside is ready (or is gone)."""
-        os.close(writer)
-        os.read(reader, 1)
-        group.kill()
-
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ask()
-        finally:
-            os._exit(0)
-    try:
-        outcome = _inside(group, lambda: _stubborn(writer))
-    finally:
-        os.close(reader)
-        os.close(writer)
-        os.waitpid(pid, 0)
-    if outcome.signal == signal.SIGKILL and not outcome.timed_out and not group.populated():
-        return "enforced", f"by {_kill_means(group)}"
-    return _failed(outcome)
-
-
-def _kill_means(group: JobCgroup) -> str:
-    directory = group.entry.payload_dir
-    if directory is not None and Path(directory, "cgroup.kill").exists():
-        return "cgroup.kill"
-    return "freezing, killing and thawing all of its processes"
-
-
-def _stubborn(writer: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    os.write(writer, b".")
-    while True:
-        signal.pause()
-
-
-def _freeze(group: JobCgroup) -> tuple[Verdict, str]:
-    """A process that writes without end falls silent, and goes on."""
-    outcome = attempt(lambda: _frozen(group))
-    if outcome.failure:
-        return _failed(outcome)
-    return "enforced", "a busy process stood still, and went on"
-
-
-def _frozen(group: JobCgroup) -> None:
-    """Runs outside of the cgroup, with the busy process in it as a child of this trial's."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    if os.fork() == 0:
-        os.close(reader)
-        _inside(group, lambda: _chatter(writer))
-        os._exit(0)
-    os.close(writer)
-    silence = _silence(reader)
-    group.freeze()
-    while select.select([reader], [], [], silence)[0]:
-        os.read(reader, 65536)
-    group.thaw()
-    if not select.select([reader], [], [], 1.0)[0]:
-        raise SupervisorError("it did not go on after the thaw")
-
-
-def _silence(reader: int) -> float:
-    """Seconds without a word that are no accident: on a busy host some of them are long."""
-    gaps = []
-    os.read(reader, 1)
-    for _ in range(10):
-        before = time.monotonic()
-        os.read(reader, 1)
-        gaps.append(time.monotonic() - before)
-    return min(max(0.1, 8 * max(gaps)), 1.5)
-
-
-def _chatter(writer: int) -> None:
-    while True:
-        os.write(writer, b".")
-        select.select([], [], [], 0.01)
-
-
-def _clone_into(group: JobCgroup) -> tuple[Verdict, str]:
-    """clone3(2) with CLONE_INTO_CGROUP: no instruction of the child runs outside."""
-    directory = group.entry.payload_dir
-    if directory is None:
-        return "unavailable", "there is no unified hierarchy"
-    outcome = attempt(lambda: _cloned_into(directory))
-    if outcome.failure:
-        return "unavailable", outcome.failure
-    return "enforced", f"a child began its life in {directory}"
-
-
-def _cloned_into(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    pid, _ = syscalls.clone(0, exit_signal=signal.SIGCHLD, cgroup_fd=fd)
-    if pid == 0:
-        os._exit(0 if _in_cgroup(directory) else 1)
-    if os.waitpid(pid, 0)[1] != 0:
-        raise SupervisorError(f"the child was not in {directory}")
-
-
-def _in_cgroup(directory: str) -> bool:
-    return str(os.getpid()) in Path(directory, "cgroup.procs").read_text().split()

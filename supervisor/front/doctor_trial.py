@@ -19,13 +19,15 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from errno import EACCES, EPERM
+from pathlib import Path
 from typing import Any, Literal
 
 from attrs import frozen
 
 from supervisor.errors import SupervisorError
+from supervisor.linux import caps, syscalls
 from supervisor.linux import constants as c
-from supervisor.linux import syscalls
 
 LONGEST = 2.0
 """Seconds that a trial may take."""
@@ -38,13 +40,17 @@ Verdict = Literal["enforced", "accounted only", "unavailable"]
 
 @frozen
 class Check:
-    """One line of the doctor's table.  `needed`: a default job cannot do without it."""
+    """One line of the doctor's table.
+
+    `needed`: a default job cannot do without it.  `group` is the heading it stands below.
+    """
 
     name: str
     verdict: Verdict
     detail: str
     fix: str = ""
     needed: bool = False
+    group: str = ""
 
 
 @frozen
@@ -58,6 +64,24 @@ class Outcome:
     failure: str = ""
     signal: int | None = None
     timed_out: bool = False
+
+
+def as_root() -> str:
+    """The way out where something takes a privilege that we do not have."""
+    if os.geteuid() != 0:
+        return "run as root, or allow user namespaces (the row `user namespace`)"
+    return "run it on the host, or in a container with CAP_SYS_ADMIN (docker run --privileged)"
+
+
+def has_admin() -> bool:
+    """Whether we hold CAP_SYS_ADMIN, without which root may not mount or unshare."""
+    return bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
+
+
+def way_out(failure: str, otherwise: str) -> str:
+    """`otherwise`, but where it was the privilege that was missing."""
+    refused = failure.endswith((os.strerror(EPERM), os.strerror(EACCES)))
+    return as_root() if refused and not has_admin() else otherwise
 
 
 def attempt(work: Callable[[], Any], seconds: float = LONGEST) -> Outcome:
@@ -81,6 +105,22 @@ def attempt(work: Callable[[], Any], seconds: float = LONGEST) -> Outcome:
         os.close(reader)
         status = _reap(pid, kill=not ended)
     return _outcome(data, status, timed_out=not ended)
+
+
+def enter_namespaces(flags: int = 0) -> None:
+    """In a trial: a user namespace in which one is root, and mounts that nobody else sees.
+
+    Without a mapping of one's own number no file can be made there (EOVERFLOW).
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    syscalls.unshare(c.CLONE_NEWUSER | c.CLONE_NEWNS | flags)
+    # user_namespaces(7): without setgroups denied, gid_map may not be written
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"0 {uid} 1"),
+        ("gid_map", f"0 {gid} 1"),
+    ):
+        Path(f"/proc/self/{name}").write_text(text)
 
 
 def _child(work: Callable[[], Any], writer: int, mask: set[int]) -> None:

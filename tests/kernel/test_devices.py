@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import doctor
 from tests.support.command import State, Supervise
 from tests.support.containers import Ended, python, run_jobs
 
@@ -225,7 +226,5 @@ def test_a_device_is_granted_by_devices_not_by_mounts(supervise: Supervise) -> N
 
 
 def test_the_doctor_tries_it(supervise: Supervise) -> None:
-    line = next(
-        line for line in supervise("doctor").stdout.splitlines() if line.startswith("devices ")
-    )
-    assert line.split()[1:] == ["enforced", "/dev/zero", "was", "refused"]
+    found = doctor.row(supervise("doctor", "--json").stdout, "devices")
+    assert (found["verdict"], found["detail"]) == ("enforced", "/dev/zero was refused")

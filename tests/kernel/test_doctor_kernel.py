@@ -19,7 +19,7 @@ pytestmark = pytest.mark.kernel
 HEAD = """
 import json, os, signal, sys, time
 from supervisor.cgroup.detect import detect
-from supervisor.front import doctor, doctor_kernel, doctor_limits
+from supervisor.front import doctor, doctor_group, doctor_kernel, doctor_limits
 
 def show(checks):
     print(json.dumps({check.name: [check.verdict, check.detail] for check in checks}), flush=True)
@@ -55,7 +55,8 @@ def nothing_is_left(pid: int) -> None:
 def test_a_bridge_is_tried_where_nobody_else_sees_it():
     before = Path("/proc/net/dev").read_text().count(":")
     found = alone("""
-        show([doctor_kernel.bridge()])
+        from supervisor.front import doctor_network
+        show([doctor_network.bridge()])
         """)
     assert found["network bridge"][0] == "enforced", found
     assert Path("/proc/net/dev").read_text().count(":") == before
@@ -81,6 +82,7 @@ def test_a_limit_that_the_kernel_does_not_hold_is_not_believed():
         manager = detect(f"doctor-{os.getpid()}")
         try:
             made = [check() for check in doctor_limits.checks(manager)]
+            made += [check() for check in doctor_group.checks(manager)]
         finally:
             manager.close()
         show(made)
@@ -99,6 +101,7 @@ def test_a_kill_and_a_freeze_that_do_nothing_are_not_believed():
         manager = detect(f"doctor-{os.getpid()}")
         try:
             made = [check() for check in doctor_limits.checks(manager)]
+            made += [check() for check in doctor_group.checks(manager)]
         finally:
             manager.close()
         show(made)
@@ -113,7 +116,7 @@ def test_calls_that_do_nothing_are_not_believed(tmp_path):
         from supervisor.linux import syscalls
         for name in ("mount", "mount_setattr", "unshare", "pivot_root", "umount"):
             setattr(syscalls, name, lambda *args, **kwargs: None)
-        doctor_kernel._private_mounts = lambda: Path({str(tmp_path)!r})
+        doctor_kernel.private_mounts = lambda: Path({str(tmp_path)!r})
         (Path({str(tmp_path)!r}) / "lower").mkdir()
         show([doctor_kernel._namespace("uts", 0x4000000, True)(), doctor_kernel.pivot_root(),
               doctor_kernel.recursive_read_only()])

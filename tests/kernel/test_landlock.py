@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from supervisor.linux import landlock
+from tests.support import doctor
 from tests.support.command import State, Supervise
 from tests.support.containers import Ended, python, run_jobs
 
@@ -246,7 +247,5 @@ def test_the_record_of_what_was_required_and_lacks(supervise: Supervise) -> None
 
 
 def test_the_doctor_tries_it(supervise: Supervise) -> None:
-    line = next(
-        line for line in supervise("doctor").stdout.splitlines() if line.startswith("Landlock ")
-    )
-    assert f"version {VERSION}: a write that was given up was refused" in line
+    found = doctor.row(supervise("doctor", "--json").stdout, "Landlock")
+    assert f"version {VERSION}: a write that was given up was refused" in found["detail"]

@@ -15,7 +15,7 @@ import pytest
 from supervisor.cgroup.detect import detect
 from supervisor.cgroup.job import Job
 from supervisor.cgroup.manager import Manager
-from supervisor.front import doctor_limits
+from supervisor.front import doctor_group, doctor_limits
 from supervisor.model.limits import Limits
 from supervisor.model.record import Reason
 from supervisor.model.verdict import Facts, verdict
@@ -146,7 +146,7 @@ def test_without_cgroup_kill_the_tree_is_killed_by_hand(old: Old) -> None:
     job.freeze()
     job.kill()
     assert job.pids() == ()
-    assert doctor_limits._kill_means(job).startswith("freezing")
+    assert doctor_group._kill_means(job).startswith("freezing")
     job.remove()
     assert not os.path.exists(job.path)
 

@@ -14,9 +14,11 @@ import threading
 import time
 
 import pytest
+from attrs import evolve
 
 from supervisor.cgroup.api import Missing
 from supervisor.front import doctor
+from supervisor.front.doctor_table import table
 from supervisor.front.doctor_trial import Check, Outcome
 from supervisor.model import Limits
 from tests.support.command import ROOT
@@ -151,19 +153,45 @@ SOFT = Check("overlayfs", "unavailable", "no such device", "modprobe overlay")
 BAD = Check("memory limit", "accounted only", "64 MiB fitted\x1b[2J\nsecond line", "reboot", True)
 
 
+LONG = "a sentence of some length that takes a second line in a terminal of 80 columns"
+
+
 def test_the_table_names_the_fix_of_what_is_not_enforced_only():
-    assert doctor.table([GOOD, SOFT, BAD], colour=False) == [
-        "pid namespace  enforced        made a new one",
-        "overlayfs      unavailable     no such device",
-        "                               fix: modprobe overlay",
-        "memory limit   accounted only  64 MiB fitted\\x1b[2J",
-        "                               second line",
-        "                               fix: reboot",
+    rows = [evolve(GOOD, group="one"), evolve(SOFT, group="two"), evolve(BAD, group="two")]
+    assert table(rows, colour=False) == [
+        "ONE",
+        "  ok      pid namespace           made a new one",
+        "",
+        "TWO",
+        "  no      overlayfs               no such device",
+        "          fix: modprobe overlay",
+        "  partly  memory limit            64 MiB fitted\\x1b[2J",
+        "                                  second line",
+        "          fix: reboot",
         "",
         "a default job lacks: memory limit",
     ]
-    assert doctor.table([GOOD, SOFT], colour=False)[-1] == "a default job has all it needs"
-    assert "\033[31munavailable" in "\n".join(doctor.table([SOFT], colour=True))
+    assert table([GOOD, SOFT], colour=False)[-1] == "a default job has all it needs"
+
+
+def test_only_what_a_default_job_lacks_is_red():
+    coloured = "\n".join(table([SOFT, BAD, GOOD], colour=True))
+    for word in ("33mno ", "31mpartly", "32mok "):
+        assert f"\033[{word}" in coloured
+
+
+def test_what_says_the_same_is_one_row():
+    rows = [Check(f"{name} namespace", "enforced", "made") for name in ("pid", "net", "user")]
+    long = [Check("a name that is longer than its column", "unavailable", LONG, LONG)]
+    assert table(rows + long, colour=False)[1:-2] == [
+        "  ok      pid, net, user namespace",
+        "                                  made",
+        "  no      a name that is longer than its column",
+        "                                  a sentence of some length that takes a second",
+        "                                  line in a terminal of 80 columns",
+        f"          fix: {LONG}",
+    ]
+    assert max(map(len, table(rows, colour=False, width=20))) > 20
 
 
 @pytest.mark.parametrize(
@@ -176,7 +204,7 @@ def test_the_exit_status_is_about_what_is_needed(monkeypatch, checks, status):
     (text,) = said
     found = json.loads(text)
     assert [check["name"] for check in found] == [check.name for check in checks]
-    assert set(found[0]) == {"name", "verdict", "detail", "fix", "needed"}
+    assert set(found[0]) == {"group", "name", "verdict", "detail", "fix", "needed"}
 
 
 def test_the_whole_is_bounded():
@@ -194,7 +222,7 @@ def test_a_host_without_a_readable_proc_gets_a_table_too(monkeypatch):
     def refuse(_instance):
         raise PermissionError(13, "Permission denied", "/proc/self/cgroup")
 
-    monkeypatch.setattr("supervisor.cgroup.detect.detect", refuse)
+    monkeypatch.setattr("supervisor.cgroup.detect.find", refuse)
     (check,) = doctor._limits(time.monotonic() + 5)
     assert (check.name, check.verdict, check.needed) == ("control groups", "unavailable", True)
     assert "/proc/self/cgroup" in check.detail
@@ -204,7 +232,7 @@ def test_missing_limits_are_told_with_their_fix_and_nothing_is_made():
     from supervisor.front import doctor_limits
 
     class Nothing:
-        version = "none"
+        version = "v1"
 
         def missing(self, limits):
             if limits == Limits():
@@ -214,8 +242,11 @@ def test_missing_limits_are_told_with_their_fix_and_nothing_is_made():
         def missing_devices(self):
             return Missing("devices", "no devices", "mount it")
 
-        def create(self, run):
-            raise AssertionError(f"{run} made")
+        def missing_pressure(self, _resources):
+            return ()
+
+        def create(self, run, **_more):
+            raise PermissionError(13, "Permission denied", run)
 
     checks = [check() for check in doctor_limits.checks(Nothing())]
     assert {check.verdict for check in checks} == {"unavailable"}
@@ -233,7 +264,7 @@ def test_a_notification_may_come_a_little_later_than_what_it_tells_of(monkeypatc
         late.start()
         return Outcome(signal=9)
 
-    monkeypatch.setattr(doctor_limits, "_inside", trial)
+    monkeypatch.setattr(doctor_limits, "inside", trial)
     verdict, _ = doctor_limits._told_by(os.fdopen(reader, "rb", buffering=0), None, "a pipe")
     late.join()
     os.close(writer)
