@@ -2,7 +2,7 @@
 
 Nothing here can be tried by exceeding it, but what can be asked of the kernel is asked: watches and
 descriptors are taken, a datagram goes to the journal's socket.  May import: `errors`, `linux`,
-`front.journal`.
+`record.journald`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from supervisor.errors import KernelError
 from supervisor.front.doctor_trial import Check, attempt
-from supervisor.front.journal import SOCKET
 from supervisor.linux.inotify import Inotify
+from supervisor.record.journald import SOCKET
 
 OLDEST = (5, 12)
 """mount_setattr(2), without which no job's root is read-only all the way down."""
