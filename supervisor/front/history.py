@@ -1,6 +1,6 @@
 """`supervise history`: the runs of before, read from the file, with or without an instance.
 
-May import: `errors`, `model`, `record`, `front.{config,layers,lines}`.
+May import: `errors`, `model`, `record`, `front.{columns,config,layers,lines}`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ examples:
 The newest run comes first.  A run whose supervisor was killed has no reason.  Exit status: 0, or 2
 when there is no such run or no history.
 """
-HEADER = ("RUN", "JOB", "REASON", "STARTED", "TIME", "CPU", "PEAK", "NOTE")
-RIGHT = (4, 5, 6)
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
@@ -53,6 +51,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--run", metavar="ID", help="the whole record of one run")
     verb.add_argument("--events", action="store_true", help="what happened, entry by entry")
     verb.add_argument("--json", action="store_true", help="one run (or event) a line as JSON")
+    verb.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     verb.add_argument("-n", "--instance", metavar="NAME", help="of this instance (default: of all)")
     place_flags(verb)
     verb.set_defaults(verb=show)
@@ -76,8 +75,9 @@ def show(args: argparse.Namespace) -> int:
         for run in found:
             print(json.dumps(run))
     elif found:
-        for line in table(found, _width(), many=len(places) > 1):
-            print(line)
+        width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
+        colour = lines.use_colour(args.color, sys.stdout, os.environ)
+        print(table(found, width, many=len(places) > 1, colour=colour), end="")
     else:
         print("supervise: no such run is known", file=sys.stderr)
     return 0
@@ -208,23 +208,32 @@ def _local(text: str) -> str:
         return text
 
 
-def _width() -> int | None:
-    return os.get_terminal_size(1).columns if sys.stdout.isatty() else None
-
-
 def table(
-    runs: Sequence[Mapping[str, Any]], width: int | None, *, many: bool = False
-) -> Iterator[str]:
-    """The lines of a list; `width` cuts them to a terminal's columns, `many` names instances."""
-    rows = [HEADER, *(_cells(run, many=many) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    for row in rows:
-        cells = [
-            cell.rjust(wide) if column in RIGHT else cell.ljust(wide)
-            for column, (cell, wide) in enumerate(zip(row, widths, strict=True))
-        ]
-        line = "  ".join(cells).rstrip()
-        yield line if width is None or len(line) <= width else line[: max(width - 1, 0)] + "…"
+    runs: Sequence[Mapping[str, Any]],
+    width: int | None,
+    *,
+    many: bool = False,
+    colour: bool = False,
+) -> str:
+    """The list; `width` cuts it to a terminal's columns, `many` names instances."""
+    from supervisor.front.columns import Column, laid_out
+
+    columns = (
+        Column("RUN", shrinks=True),
+        Column("JOB", shrinks=True),
+        Column("REASON"),
+        Column("STARTED"),
+        Column("TIME", right=True),
+        Column("CPU", right=True),
+        Column("PEAK", right=True),
+        Column("NOTE", shrinks=True),
+    )
+    rows = [(_cells(run, many=many), _tint(run)) for run in runs]
+    return laid_out(columns, rows, width=width, colour=colour)
+
+
+def _tint(run: Mapping[str, Any]) -> str:
+    return lines.RED if run["expected"] is False else ""
 
 
 def _cells(run: Mapping[str, Any], *, many: bool) -> tuple[str, ...]:

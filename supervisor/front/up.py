@@ -31,6 +31,7 @@ from supervisor.record.runs import Bounds, StateDir
 from supervisor.supervise import historian
 from supervisor.supervise.admission import Room
 from supervisor.supervise.instance import Instance, Settings, examine, open_instance
+from supervisor.supervise.retention import Rule, Sweeper
 from supervisor.supervise.shutdown import obey_signals
 
 
@@ -108,6 +109,7 @@ async def _up(
         ):
             async with show.running(settings.name, instance, log), trio.open_nursery() as nursery:
                 await nursery.start(obey_signals, instance)
+                nursery.start_soon(_sweeper(config, instance, log).run)
                 log.emit("supervisor_started", **_facts(config, instance))
                 async with notify.informed(told, instance, log):
                     await instance.run()
@@ -151,6 +153,16 @@ async def _recorded(config: Config, state: StateDir, log: EventLog) -> AsyncIter
     with historian.recorded(state, Bounds(own.keep, own.runs), log, late) as one:
         log.subscribe(one)
         yield
+
+
+def _sweeper(config: Config, instance: Instance, log: EventLog) -> Sweeper:
+    own, state = config.supervisor.runs, instance.shared.state
+    assert state is not None
+    rule = Rule(Bounds(own.keep, own.count), own.layers)
+    sweeper = Sweeper(state, rule, lambda: instance.running, log)
+    if rule.asks:
+        log.subscribe(sweeper)
+    return sweeper
 
 
 def _facts(config: Config, instance: Instance) -> dict[str, Any]:

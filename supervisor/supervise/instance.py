@@ -186,6 +186,11 @@ class Instance:
         return InstanceStatus(jobs, self.shared.admission.use())
 
     @property
+    def running(self) -> list[str]:
+        """The ids of the runs that go on, or whose end is still being dealt with."""
+        return [job.run_id for job in self.jobs.values() if job.run_id]
+
+    @property
     def records(self) -> list[RunRecord]:
         """Every run, job by job; of a job that has run very often the last ones."""
         jobs = dict.fromkeys((*self._left, *self.jobs.values()))

@@ -69,6 +69,11 @@ class Job:
         """Whether the job has ended, and as it was meant to."""
         return self.ended.is_set() and self.records[-1].expected
 
+    @property
+    def run_id(self) -> str:
+        """Of the run that goes on; "" while there is none."""
+        return self._run.id if self._run is not None and not self.ended.is_set() else ""
+
     async def prepare(self) -> None:
         """Before any job is queued: what the policies make of this one."""
         self.spec = await self.prepared(self.spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,28 @@ def test_a_full_disk_costs_no_job_and_is_caught_up(small: Path, batch: Batch) ->
     ballast.unlink()
     batch.run("[jobs.next]\ncommand = 'true'\n")
     same_as_the_log(batch.state)
+
+
+def test_old_runs_go_at_the_start_but_not_what_they_kept(batch: Batch) -> None:
+    kept = """
+        [jobs.keeps]
+        script = "echo here > /var/tmp/x"
+        write = "overlay"
+        keep = "always"
+    """
+    first = batch.run('[jobs.first]\ncommand = "true"\n' + kept)
+    jobs = '[jobs.second]\ncommand = ["sleep", "1000"]\n'
+    with batch.start(jobs, top="runs = { count = 1, keep = '1ms' }") as running:
+        running.wait_started("second")
+        gone = batch.state / "runs" / first["first"]["run"]
+        while gone.exists():
+            time.sleep(0.01)
+        running.signal(signal.SIGINT)
+        last = running.finish()["second"]
+    left = {one.name for one in (batch.state / "runs").iterdir()}
+    assert left == {first["keeps"]["run"], last["run"]}
+    logs = {one.name.partition(".")[0] for one in (batch.state / "logs").iterdir()}
+    assert logs == {"keeps", "second"}
 
 
 def fill(path: Path) -> None:

@@ -162,14 +162,16 @@ def test_the_table_fits_a_terminal() -> None:
     run = {
         "instance": "x", "run": "aaaaaaaa-x", "job": "x" * 40, "reason": None, "attempt": 2,
         "started_at": iso(0.0), "wall_seconds": None, "cpu_seconds": None, "memory_peak": None,
-        "oom_kills": 1, "pids_refused": 3, "decided_by": "grow", "detail": "d" * 200,
+        "oom_kills": 1, "expected": None, "pids_refused": 3, "decided_by": "grow",
+        "detail": "d" * 200,
     }  # fmt: skip
-    for width in (1, 40, 80, 200):
-        assert all(len(line) <= width for line in table([run], width))
-    (_, whole) = table([run], None)
-    assert whole.endswith(
-        "no end was recorded; attempt 2; 1 killed by OOM; 3 forks refused; by grow; " + "d" * 200
-    )
+    for width in (90, 100, 200):
+        assert all(len(line) <= width for line in table([run], width).splitlines())
+    (_, whole) = table([run], None).splitlines()
+    notes = "no end was recorded; attempt 2; 1 killed by OOM; 3 forks refused; by grow; "
+    assert whole.endswith(notes + "d" * 200)
+    assert "\x1b[31m" in table([run | {"expected": False}], None, colour=True)
+    assert "\x1b[31m" not in table([run | {"expected": None}], None, colour=True)
 
 
 def test_every_kind_of_entry_has_a_line() -> None:
