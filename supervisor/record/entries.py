@@ -5,6 +5,7 @@ Every name used here is described in docs/verdicts.md.  May import: `model`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from attrs import asdict
@@ -36,6 +37,7 @@ from supervisor.model.record import RunRecord
 
 KINDS = (
     "supervisor_started",
+    "prepared",
     "job_waiting",
     "image_wanted",
     "image_ready",
@@ -49,6 +51,7 @@ KINDS = (
     "pressure",
     "timeout",
     "decision",
+    "undecided",
     "limit_changed",
     "job_stopping",
     "signal_sent",
@@ -112,10 +115,22 @@ def entry_of(event: Event) -> tuple[str, dict[str, Any]] | None:
     return name, fields
 
 
-def decision_entry(hook: str, by: str, action: Action) -> dict[str, Any]:
-    """The fields of a `decision`: at which hook, which policy, and what it answered."""
+def decision_entry(
+    hook: str, by: str, action: Action, answers: Iterable[Any] = ()
+) -> dict[str, Any]:
+    """The fields of a `decision`: at which hook, which policy, and what it answered.
+
+    `answers` are those of all who were asked, as `policy.engine.Answer` has them.
+    """
     arguments = asdict(action)
-    return {"hook": hook, "by": by, "action": ACTION_NAMES[type(action)], "arguments": arguments}
+    name = ACTION_NAMES[type(action)]
+    said = answers_entry(answers)
+    return {"hook": hook, "by": by, "action": name, "arguments": arguments, "answers": said}
+
+
+def answers_entry(answers: Iterable[Any]) -> list[dict[str, Any]]:
+    """Who was asked, in this order; `verdict` and `error` are both "" where one abstained."""
+    return [{**asdict(one), "seconds": round(one.seconds, 6)} for one in answers]
 
 
 def ended_entry(record: RunRecord) -> dict[str, Any]:

@@ -27,12 +27,12 @@ from supervisor.model.action import (
     StopAll,
     Thaw,
 )
-from supervisor.model.event import HOOK_OF, Event, MemoryLimit, Timeout
+from supervisor.model.event import HOOK_OF, Event, MemoryLimit, Tick, Timeout
 from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, Reason, iso
 from supervisor.model.state import State
 from supervisor.policy.engine import Decision
-from supervisor.record.entries import decision_entry
+from supervisor.record.entries import answers_entry, decision_entry
 from supervisor.supervise.admission import Demand
 from supervisor.supervise.restart import changed
 
@@ -67,7 +67,11 @@ def _tell(run: Run, event: Event, decision: Decision) -> None:
         if answer.error:
             run.warn(f"policy {answer.policy} at {hook}: {answer.error}")
     if decision.action is not None:
-        run.emit("decision", **decision_entry(hook, decision.by, decision.action))
+        entry = decision_entry(hook, decision.by, decision.action, decision.answers)
+        run.emit("decision", **entry)
+    elif decision.answers and not isinstance(event, Tick):
+        # Ticks come for ever, and nearly always nothing is to be done.
+        run.emit("undecided", hook=hook, answers=answers_entry(decision.answers))
 
 
 def _act(run: Run, event: Event, action: Action, by: str) -> bool:

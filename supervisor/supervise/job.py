@@ -19,7 +19,7 @@ from supervisor.model.limits import Limits
 from supervisor.model.record import LimitChange, MemoryUse, PidsUse, Reason, RunRecord, iso
 from supervisor.model.state import State, check
 from supervisor.model.status import JobStatus
-from supervisor.record.entries import ended_entry
+from supervisor.record.entries import answers_entry, ended_entry
 from supervisor.supervise.admission import Demand
 from supervisor.supervise.ending import image_use
 from supervisor.supervise.images import applied
@@ -85,6 +85,9 @@ class Job:
         for answer in prepared.answers:
             if answer.error:
                 self._warn(f"policy {answer.policy} at prepare: {answer.error}")
+        if any(answer.verdict or answer.error for answer in prepared.answers):
+            said = answers_entry(prepared.answers)
+            self.shared.log.emit("prepared", job=self.spec.name, answers=said)
         lack = self.shared.admission.refusal(Demand.of(prepared.spec.limits))
         if lack:
             self._warn(f"as its policies prepare it, capacity never has {lack}: left unprepared")

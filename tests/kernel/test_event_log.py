@@ -28,6 +28,16 @@ DOCUMENTED = {
 }
 
 
+TELLS = """
+@hookimpl
+def prepare(spec): return attrs.evolve(spec, environment={**spec.environment, "X": "1"})
+@hookimpl
+def on_start(job): return Notify(job.name)
+@hookimpl
+def on_exit(job): return None
+"""
+
+
 def as_documented(entries: list[dict[str, Any]]) -> set[str]:
     """The kinds that are there; each entry has the fields of its kind and no other."""
     assert [entry["seq"] for entry in entries] == sorted({entry["seq"] for entry in entries})
@@ -37,7 +47,7 @@ def as_documented(entries: list[dict[str, Any]]) -> set[str]:
 
 
 def test_every_entry_of_a_batch_is_as_documented(batch: Batch, tmp_path: Path) -> None:
-    tells = plugin(tmp_path, "tells", "@hookimpl\ndef on_start(job): return Notify(job.name)\n")
+    tells = plugin(tmp_path, "tells", TELLS)
     result = batch.run(
         """
         [jobs.grows]
@@ -73,8 +83,13 @@ def test_every_entry_of_a_batch_is_as_documented(batch: Batch, tmp_path: Path) -
     assert as_documented(entries) >= {
         *("supervisor_started", "supervisor_stopped", "job_waiting", "job_starting", "job_started"),
         *("memory_limit", "oom_kill", "pids_limit", "timeout", "decision", "limit_changed"),
-        *("job_stopping", "signal_sent", "job_ended", "retry", "notify"),
+        *("job_stopping", "signal_sent", "job_ended", "retry", "notify", "prepared", "undecided"),
     }, result.done.stderr
+    for one in batch.entries("undecided"):
+        *_own, answer = one["answers"]
+        assert answer["seconds"] > 0 and answer | {"seconds": 0} == {
+            "policy": "tells", "verdict": "", "seconds": 0, "error": "",
+        }  # fmt: skip
     first, last = entries[0], entries[-1]
     assert (first["event"], last["event"]) == ("supervisor_started", "supervisor_stopped")
     assert (first["version"], first["jobs"]) == (__version__, 5)

@@ -15,6 +15,7 @@ from supervisor.errors import KernelError
 from supervisor.model import (
     CgroupGone,
     Exited,
+    Ignore,
     MemoryLimit,
     Notify,
     OomKill,
@@ -29,6 +30,7 @@ from supervisor.model import (
     Timeout,
 )
 from supervisor.model.action import Action
+from supervisor.policy.engine import Answer
 from supervisor.record import entries
 from supervisor.record.eventfiles import CHUNK, last_seq
 from supervisor.record.eventlog import EventLog
@@ -250,10 +252,20 @@ def test_decisions_name_who_decided_what():
         "by": "grow",
         "action": "raise",
         "arguments": {"limit": "memory", "to": 2**30},
+        "answers": [],
     }
     again = entries.decision_entry("on_exit", "grow", Retry({"memory": 5.0}, after=2.0))
     assert again["arguments"] == {"limits": {"memory": 5.0}, "after": 2.0}
     assert entries.decision_entry("on_exit", "n", Notify("hello"))["action"] == "notify"
+
+
+def test_decisions_tell_what_everybody_said():
+    asked = [Answer("p", "", 0.25, "no answer within 5 s"), Answer("q", "Ignore()", 1 / 3)]
+    found = entries.decision_entry("on_timeout", "q", Ignore(), asked)
+    assert found["answers"] == [
+        {"policy": "p", "verdict": "", "seconds": 0.25, "error": "no answer within 5 s"},
+        {"policy": "q", "verdict": "Ignore()", "seconds": 0.333333, "error": ""},
+    ]
 
 
 def test_every_action_has_a_name():
