@@ -102,6 +102,21 @@ class Past:
         given = {"job GLOB ?": job} | {text: at for text, at in times.items() if at is not None}
         return self._entries(" AND ".join(given), tuple(given.values()))
 
+    def jobs(self) -> list[str]:
+        """The names of all that are known."""
+        with self._told():
+            return [str(row[0]) for row in self._db.execute("SELECT DISTINCT job FROM runs")]
+
+    def around(self, job: str, run: str | None = None) -> list[dict[str, Any]]:
+        """The entries of a job from the end before a run (None: its last) on.
+
+        A `job_ended` has the record, as in the event log.
+        """
+        with self._told():
+            first = self._db.execute(_BEGIN, {"job": job, "run": run}).fetchone()[0]
+            rows = self._db.execute(_AROUND, {"job": job, "first": first or 0}).fetchall()
+            return [_whole(row) for row in rows]
+
     def limit_changes(self, run: str) -> list[dict[str, Any]]:
         """Each limit that was changed while a run lived: when, to what, and by whom."""
         sql = "SELECT time, name, value, by FROM limit_changes WHERE run = ? ORDER BY seq"
@@ -128,6 +143,17 @@ class Past:
 
     def close(self) -> None:
         self._db.close()
+
+
+_BEGIN = """
+SELECT max(seq) FROM events WHERE job = :job AND event = 'job_ended' AND seq < (
+    SELECT max(id) FROM runs WHERE job = :job AND (:run IS NULL OR run = :run))
+"""
+_AROUND = """
+SELECT seq, time, event, events.job, events.run, entry, runs.record AS record
+FROM events LEFT JOIN runs ON event = 'job_ended' AND (runs.run = events.run OR runs.id = seq)
+WHERE events.job = :job AND seq >= :first ORDER BY seq
+"""
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -159,6 +185,11 @@ def _entry(row: sqlite3.Row) -> dict[str, Any]:
     found = {"seq": row["seq"], "time": row["time"], "event": row["event"]}
     named = {key: row[key] for key in ("job", "run") if row[key] is not None}
     return {**found, **named, **json.loads(row["entry"])}
+
+
+def _whole(row: sqlite3.Row) -> dict[str, Any]:
+    found = _entry(row)
+    return found if row["record"] is None else {**found, "record": json.loads(row["record"])}
 
 
 def open_past(path: Path) -> closing[Past]:
