@@ -5,7 +5,16 @@ May import: the modules of `control` that have some.
 
 from __future__ import annotations
 
-from supervisor.control import about, events, jobs, openapi, steering, submitting, waiting
+from supervisor.control import (
+    about,
+    events,
+    history,
+    jobs,
+    openapi,
+    steering,
+    submitting,
+    waiting,
+)
 from supervisor.control.routes import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -16,4 +25,5 @@ ROUTES: tuple[Route, ...] = (
     *events.ROUTES,
     *steering.ROUTES,
     *submitting.ROUTES,
+    *history.ROUTES,
 )

@@ -1,4 +1,4 @@
-"""A run told as a chain: limit, event, who was asked, what was done, how it ended, what can be done.
+"""A run told as a chain: limit, event, who was asked, what was done, the end, and what to do.
 
 Pure: from a `record.story.Story` and what a running instance says of the job, as JSON's types.
 
@@ -94,7 +94,9 @@ def _room(waits: Mapping[str, Any]) -> Iterator[str]:
         f"{lines.size(used['memory'])} of {lines.size(used['memory_limit'])} of memory"
         if used["memory_limit"] is not None
         else "",
-        f"{used['cpus']:g} of {used['cpus_limit']:g} CPUs" if used["cpus_limit"] is not None else "",
+        f"{used['cpus']:g} of {used['cpus_limit']:g} CPUs"
+        if used["cpus_limit"] is not None
+        else "",
         f"{used['jobs']} of {used['jobs_limit']} places" if used["jobs_limit"] is not None else "",
     ]
     yield "  given out: " + ", ".join(filter(None, parts))
@@ -120,9 +122,17 @@ def _limits(story: Mapping[str, Any]) -> Iterator[str]:
     limits = spec.get("limits")
     if not isinstance(limits, dict):
         return
-    said = [f"{key} {lines.limit_value(key, limits[key])}" for key in LIMITS if _number(limits, key)]
-    said += [f"{key} {lines.duration(spec[key])}" for key in ("timeout", "cpu_time") if _number(spec, key)]
+    said = [f"{key} {_limit(key, limits[key])}" for key in LIMITS if _number(limits, key)]
+    said += [
+        f"{key} {lines.duration(spec[key])}"
+        for key in ("timeout", "cpu_time")
+        if _number(spec, key)
+    ]
     yield "  limits: " + (", ".join(said) or "none")
+
+
+def _limit(key: str, value: float) -> str:
+    return lines.size(value) if key in ("memory_low", "output") else lines.limit_value(key, value)
 
 
 def _number(table: Mapping[str, Any], key: str) -> bool:
@@ -132,7 +142,13 @@ def _number(table: Mapping[str, Any], key: str) -> bool:
 def _happened(entry: Entry, rest: Sequence[Entry], story: Mapping[str, Any]) -> Iterator[str]:
     """What happened, on which evidence; who was asked, and what by default follows."""
     say = lines.SAYS.get(entry["event"])
-    words = say(entry) if say is not None else OWN[entry["event"]](entry) if entry["event"] in OWN else ""
+    words = (
+        say(entry)
+        if say is not None
+        else OWN[entry["event"]](entry)
+        if entry["event"] in OWN
+        else ""
+    )
     if words:
         yield f"  {_time(entry['time'])} {words}{_by(entry)}"
     evidence = EVIDENCE.get(entry["event"])
@@ -148,7 +164,7 @@ OWN = {
 }
 EVIDENCE = {
     "memory_limit": lambda e: (
-        f"{lines.size(e['usage'])} in use; {e['hits']} times at the limit, as the kernel counts"
+        f"{lines.size(e['usage'])} in use; at the limit {e['hits']}x, as the kernel counts"
     ),
     "pids_limit": lambda e: f"{e['refused']} forks refused in this run",
     "disk_limit": lambda e: (
@@ -172,9 +188,10 @@ def _asked(
             yield f"    asked: nobody, no policy has {hook} for this job; so {due}"
         return
     for answer in about.get("answers", ()):
-        yield f"    asked: {_answer(answer)}"
+        yield f"    asked: {_answer(answer, hook)}"
     if about["event"] == "decision":
-        yield f"    {lines.decision(about)}"
+        what = lines.decision(about).partition(": ")[2]
+        yield f"    decided by {_who(about['by'], hook)}: {what}"
     elif due:
         yield f"    nobody decided; so {due}"
 
@@ -189,10 +206,17 @@ def _answered(entry: Entry, rest: Sequence[Entry], hook: str) -> Entry | None:
     return None
 
 
-def _answer(answer: Mapping[str, Any]) -> str:
+def _answer(answer: Mapping[str, Any], hook: str = "") -> str:
     took = f"{answer['seconds'] * 1000:.1f} ms"
     said = answer["error"] or answer["verdict"] or "abstained"
-    return f"{answer['policy']}: {said} ({took})"
+    return f"{_who(answer['policy'], hook)}: {said}" + (
+        "" if answer["policy"] == hook else f" ({took})"
+    )
+
+
+def _who(name: str, hook: str) -> str:
+    """What a job decides itself is called as the hook is."""
+    return f"its own {hook}" if name == hook else name
 
 
 def _default(entry: Entry, story: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from supervisor.model.limits import Limits
 from supervisor.model.status import Capacity
+from supervisor.model.units import size_text
 
 
 @frozen
@@ -65,6 +66,18 @@ class Admission:
         waiter = self._waiting.get(name)
         return "" if waiter is None else self._lack(waiter.demand, self._running)
 
+    def holders(self) -> dict[str, Demand]:
+        """What the running jobs have been given."""
+        return dict(self._running)
+
+    def ahead(self, name: str) -> tuple[str, ...]:
+        """The waiting jobs that are looked at before this one."""
+        order = [waiter.name for waiter in self._in_order()]
+        return tuple(order[: order.index(name)]) if name in order else ()
+
+    def _in_order(self) -> list[_Waiter]:
+        return sorted(self._waiting.values(), key=lambda w: (-w.priority, w.number))
+
     async def acquire(self, name: str, priority: int, number: int, demand: Demand) -> None:
         """Wait until `demand` fits; `release` gives it back.  `number` is the job's in its file."""
         waiter = _Waiter(name, priority, number, demand, trio.Event())
@@ -100,7 +113,7 @@ class Admission:
         return Capacity(len(self._running), room.jobs, memory, room.memory, cpus, room.cpus)
 
     def _admit(self) -> None:
-        for waiter in sorted(self._waiting.values(), key=lambda w: (-w.priority, w.number)):
+        for waiter in self._in_order():
             if not self._lack(waiter.demand, self._running):
                 del self._waiting[waiter.name]
                 self._running[waiter.name] = waiter.demand
@@ -112,7 +125,7 @@ class Admission:
         if room.jobs is not None and len(running) + 1 > room.jobs:
             return f"one of {room.jobs} places"
         if room.memory is not None and memory + demand.memory > room.memory:
-            return f"{demand.memory} bytes of {room.memory} of memory"
+            return f"{size_text(demand.memory)} of {size_text(room.memory)} of memory"
         # sums of fractions: a tenth of a percent of a CPU is no overcommitment
         if room.cpus is not None and cpus + demand.cpus > room.cpus + 0.001:
             return f"{demand.cpus:g} of {room.cpus:g} CPUs"

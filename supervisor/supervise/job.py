@@ -61,6 +61,8 @@ class Job:
         self._stop: tuple[Reason, str, str] | None = None
         self._waiting: trio.CancelScope | None = None
         self._waits_for = ""
+        self.again_at = 0.0
+        """In `backoff`: when it is run again, Unix time."""
         self._cpu_before: tuple[float, float] | None = None
         self.image: Image | None = None
 
@@ -283,12 +285,13 @@ class Job:
         )
         self._limits = again.limits
         self._waits_for = f"{again.after:g} s"
+        self.again_at = time.time() + again.after
         until = trio.current_time() + again.after
         while not await self._wait(lambda: trio.sleep_until(until)):
             self._renewed = False
             if self._stop or self.again_by:
                 break
-        self._waits_for = ""
+        self._waits_for, self.again_at = "", 0.0
 
     def stop(self, reason: Reason, by: str, why: str = "", *, now: bool = False) -> None:
         """End the job, whatever it is doing; idempotent, `now` may follow."""

@@ -68,7 +68,7 @@ async def test_one_that_does_not_fit_does_not_hold_up_a_smaller_one(queue) -> No
     queue.ask(admission, "small", Demand(GIB), number=2)
     await settle()
     assert queue.order == ["running", "small"]
-    assert f"{2 * GIB} bytes of {4 * GIB}" in admission.waits_for("large")
+    assert "2G of 4G" in admission.waits_for("large")
     assert admission.waits_for("small") == admission.waits_for("unknown") == ""
     admission.release("running")
     await settle()
@@ -123,7 +123,7 @@ async def test_a_running_job_may_grow_into_free_room_only(queue) -> None:
     queue.ask(admission, "b", Demand(40))
     await settle()
     assert admission.resize("a", Demand(60)) == ""
-    assert "61 bytes" in admission.resize("a", Demand(61))
+    assert "61 of 100" in admission.resize("a", Demand(61))
     assert admission.use().memory == 100
 
 

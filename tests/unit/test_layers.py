@@ -64,6 +64,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "supervisor.control": ABOVE_FRONT,
     "supervisor.front": (*ABOVE_FRONT, "supervisor.control", "supervisor.__version__"),
     "supervisor.front.verbs": ("supervisor.errors", "supervisor.model", "supervisor.front"),
+    "supervisor.front.verbs.explain": (
+        *("supervisor.errors", "supervisor.model", "supervisor.record", "supervisor.front"),
+    ),
     "supervisor.__main__": (*ABOVE_FRONT, "supervisor.front"),
     "supervisor": (),
     "plugins": ("supervisor.model", "supervisor.policy.hookspec"),
