@@ -22,6 +22,7 @@ from typing import Literal, Protocol
 
 from attrs import field, frozen
 
+from supervisor.cgroup.sample import Meter
 from supervisor.model.action import LimitName
 from supervisor.model.job import Resource
 from supervisor.model.limits import IoLimit, Limits
@@ -282,6 +283,9 @@ class JobCgroup(Protocol):
     def usage(self) -> Usage: ...
 
     def share(self) -> Share: ...
+
+    def meter(self) -> Meter:
+        """Who looks at its numbers again and again, at little cost.  Touches nothing."""
 
     def pressure(self, resource: Resource, share: float) -> PressureSource:
         """Where pressure of more than `share` (0 to 1) of WINDOW is told; see `missing_pressure`.

@@ -7,6 +7,7 @@ a test play the kernel: `enter`, `leave`, `charge`, `fork`, `vanish`.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from supervisor.cgroup.api import (
     Usage,
     Version,
 )
+from supervisor.cgroup.sample import Sample, Slow
 from supervisor.errors import KernelError, LimitError
 from supervisor.model.job import Resource
 from supervisor.model.limits import IoLimit, Limits
@@ -137,6 +139,9 @@ class FakeJob:
             tasks=len(self.members),
         )
 
+    def meter(self) -> FakeMeter:
+        return FakeMeter(self)
+
     def pressure(self, resource: Resource, share: float) -> PressureSource:
         return PressureSource(resource, "psi", f"{self.path}/{resource}.pressure", f"{share:g}")
 
@@ -241,6 +246,23 @@ class FakeJob:
         """Somebody removes the cgroup."""
         self.gone = True
         self.manager.jobs.pop(self.name, None)
+
+
+@define(eq=False)
+class FakeMeter:
+    """Tells what a test has put into the job."""
+
+    job: FakeJob
+    closed: bool = False
+
+    def read(self) -> Sample:
+        counted, used = self.job.counters(), self.job.usage()
+        slow = Slow(oom_kills=counted.oom_kills, refused=counted.refused, anon=used.memory)
+        cpu = None if used.cpu is None else int(used.cpu * 1e6)
+        return Sample(time.monotonic(), cpu, None, None, used.memory, used.pids, slow, None, {})
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @define(eq=False)

@@ -20,6 +20,7 @@ from supervisor.cgroup.api import (
     Share,
     Usage,
 )
+from supervisor.cgroup.meter import RunMeter
 from supervisor.cgroup.parts import (
     AccountPart,
     CpuPart,
@@ -276,6 +277,9 @@ class Job:
         if layer is None:
             return None
         return shares.place(self._payload(layer), layer.hierarchy.mount, unified=layer.unified)
+
+    def meter(self) -> RunMeter:
+        return self._manager.meter(self._name)
 
     def pressure(self, resource: Resource, share: float) -> PressureSource:
         if self._manager.psi.lacks(resource):

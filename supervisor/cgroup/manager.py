@@ -14,6 +14,8 @@ from supervisor.cgroup import delegate, devices, files, psi, rehearsal, v1, v2
 from supervisor.cgroup.api import DeviceRule, Missing, Rehearsed, Version
 from supervisor.cgroup.detect import CONTROLLERS, Found, Hierarchy
 from supervisor.cgroup.job import Job
+from supervisor.cgroup.meter import RunMeter
+from supervisor.cgroup.metering import Metering
 from supervisor.cgroup.parts import LEAST_CPUS, block_device, rates
 from supervisor.cgroup.tree import Tree
 from supervisor.errors import KernelError, LimitError
@@ -93,6 +95,7 @@ class Manager:
         self.devices = self._devices_of(layers)
         self._step: delegate.Step | None = None
         self.psi = psi.Psi(self.unified.hierarchy.base if self.unified else None, found.proc)
+        self._metering: Metering | None = None
         self._open = False
         self._spares: list[str] = []
         self._made = 0
@@ -378,6 +381,11 @@ class Manager:
             return v2.Account(f"{self.unified.directory}/{name}/payload")
         layer = self.layer("cpuacct")
         return v1.Account(f"{layer.directory}/{name}/payload", layer.offers) if layer else None
+
+    def meter(self, name: str) -> RunMeter:
+        """Not made before it is asked for: our limit of descriptors is raised after we are made."""
+        self._metering = self._metering or Metering(self)
+        return self._metering.meter(name)
 
     def tree(self, name: str, *, in_use: bool = False) -> Tree:
         """The directories of a run; a leftover's (not `in_use`) may have a cpuset's too."""

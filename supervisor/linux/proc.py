@@ -59,10 +59,19 @@ class Membership:
         return f"Membership({self.hierarchy}:{','.join(self.controllers)}:{self.path})"
 
 
-class Stat:
-    """The fields of /proc/PID/stat that name a process for good: pid and start time."""
+CLOCK_TICK = os.sysconf("SC_CLK_TCK")
+"""USER_HZ: in how many parts of a second /proc tells times."""
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
-    __slots__ = ("comm", "parent", "pid", "start_ticks", "state")
+
+class Stat:
+    """/proc/PID/stat: what names a process for good (pid and start time), and what it uses.
+
+    The file needs no lock that the process itself could hold; /proc/PID/cmdline does, and who
+    reads that may wait for the process as long as it likes.
+    """
+
+    __slots__ = ("comm", "pages", "parent", "pid", "start_ticks", "state", "threads", "ticks")
 
     def __init__(self, text: str) -> None:
         # comm may hold spaces and parentheses: it ends at the last one
@@ -72,8 +81,13 @@ class Stat:
         self.pid = int(number)
         self.state = fields[0]
         self.parent = int(fields[1])
+        self.ticks = int(fields[11]) + int(fields[12])
+        """CPU time in ticks, user and system; of its children nothing."""
+        self.threads = int(fields[17])
         self.start_ticks = int(fields[19])
         """Clock ticks after boot; with `pid` it tells a process from a later one of its number."""
+        self.pages = int(fields[21])
+        """In memory now (RSS)."""
 
 
 def unescape(text: str) -> str:

@@ -46,6 +46,7 @@ from supervisor.supervise.projects import Projects
 from supervisor.supervise.reading import Reader
 from supervisor.supervise.reaper import Child, ExitStatus, Reaper
 from supervisor.supervise.shared import Log, Network, Shared
+from supervisor.supervise.stats import Sampler
 from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
@@ -98,6 +99,7 @@ class Instance:
         self._left: list[Job] = []
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
+        self.sampler = Sampler(self.jobs)
 
     async def run(self) -> None:
         """Until every job has ended; with `stays`, until it is stopped as well."""

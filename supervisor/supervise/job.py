@@ -378,10 +378,16 @@ class Job:
         """Until the job's state is another."""
         await self._moved.wait()
 
+    @property
+    def running(self) -> Run | None:
+        """The present run, if it has a cgroup; that may be about to go."""
+        run = self.run_now
+        return run if run is not None and hasattr(run, "cgroup") else None
+
     def status(self, now: float) -> JobStatus:
         """What the job is doing, for the views; reads the cgroup of a running one."""
-        run, last = self._run, self.records[-1] if self.records else None
-        if run is None or not hasattr(run, "cgroup") or self.state is State.ENDED:
+        run, last = self.running, self.records[-1] if self.records else None
+        if run is None or self.state is State.ENDED:
             return self._idle_status(last)
         try:
             usage = run.cgroup.usage()

@@ -28,12 +28,13 @@ V1_FILES = {
                "memory.memsw.max_usage_in_bytes": "0", "memory.failcnt": "0",
                "memory.memsw.failcnt": "0", "memory.swappiness": "60",
                "memory.stat": f"hierarchical_memory_limit {_MAX}\n"
-                              f"hierarchical_memsw_limit {_MAX}\ntotal_cache 8192\ntotal_rss 4096",
+                              f"hierarchical_memsw_limit {_MAX}\ntotal_cache 8192\n"
+                              "total_rss 4096\ntotal_shmem 1000\ntotal_swap 700",
                "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0",
                "cgroup.event_control": ""},
     "pids": {"pids.max": "max", "pids.current": "0", "pids.events": "max 0"},
     "cpu": {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000", "cpu.shares": "1024",
-            "cpu.idle": "0", "cpu.stat": "nr_periods 0\nnr_throttled 0\nthrottled_time 2500000000"},
+            "cpu.idle": "0", "cpu.stat": "nr_periods 9\nnr_throttled 4\nthrottled_time 2500000000"},
     "cpuacct": {"cpuacct.usage": "3000000000", "cpuacct.usage_user": "2000000000",
                 "cpuacct.usage_sys": "1000000000"},
     "cpuset": {"cpuset.cpus": "", "cpuset.mems": ""},
@@ -49,8 +50,8 @@ V1_FILES = {
 V2_FILES = {
     "memory": {"memory.max": "max", "memory.swap.max": "max", "memory.high": "max",
                "memory.low": "0", "memory.current": "0", "memory.peak": "0",
-               "memory.swap.current": "0", "memory.stat": "anon 4096\nfile 8192",
-               "memory.oom.group": "0",
+               "memory.swap.current": "700", "memory.oom.group": "0",
+               "memory.stat": "anon 4096\nfile 8192\nkernel 900\nkernel_stack 0\nshmem 1000",
                "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0",
                "memory.events.local": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0"},
     "pids": {"pids.max": "max", "pids.current": "0", "pids.peak": "0", "pids.events": "max 0"},
@@ -62,7 +63,7 @@ V2_FILES = {
 CORE = {"cgroup.controllers": "", "cgroup.subtree_control": "", "cgroup.type": "domain",
         "cgroup.events": "populated 0\nfrozen 0", "cgroup.freeze": "0", "cgroup.kill": "",
         "cpu.stat": "usage_usec 3000000\nuser_usec 2000000\nsystem_usec 1000000\n"
-                    "throttled_usec 2500000"}  # fmt: skip
+                    "nr_periods 9\nnr_throttled 4\nthrottled_usec 2500000"}  # fmt: skip
 
 
 class Hierarchies:

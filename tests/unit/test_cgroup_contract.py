@@ -247,7 +247,8 @@ def test_a_vanished_cgroup_is_told(world: World) -> None:
     world.vanish(job)
     calls: list[Callable[[], object]] = [
         job.counters, job.usage, job.evidence, job.foreign_oom, job.pids, job.populated, job.kill,
-        job.freeze, job.thaw, lambda: job.change("pids", 9), lambda: job.hold_at_limit(True),
+        job.freeze, job.thaw, job.meter().read,
+        lambda: job.change("pids", 9), lambda: job.hold_at_limit(True),
         lambda: job.apply(Limits(memory=MIB)),
     ]  # fmt: skip
     for call in calls:
@@ -335,6 +336,22 @@ def test_a_limit_further_up_counts_too(tmp_path: Path, monkeypatch: pytest.Monke
     tree.write(f"{instance}/cpu.max", "25000 100000")
     share = job.share()
     assert (share.memory_limit, share.cpus) == (32 * MIB, 0.25)
+
+def test_a_meter_sees_what_happens(world: World) -> None:
+    job = world.manager.create("run")
+    job.apply(LIMITS)
+    meter = job.meter()
+    before = meter.read()
+    world.enter(job, PID)
+    world.oom(job, own=False)
+    world.refuse(job)
+    now = meter.read()
+    assert now.at > before.at and now.cpu is not None and now.memory is not None
+    assert (before.slow.oom_kills, now.slow.oom_kills) == (0, 1)
+    assert (before.slow.refused, now.slow.refused) == (0, 1)
+    meter.close()
+    assert meter.read().slow.refused == 1
+    meter.close()
 
 
 def test_what_is_missing_is_refused(world: World) -> None:

@@ -1,0 +1,119 @@
+"""Kernel files that are read again and again, and kept open as far as descriptors go.
+
+For this package only.  A pread(2) of an open cgroup file costs a quarter of open, read and close
+(`benchmarks.top` has the figures).  The open file does not keep its cgroup from being removed:
+reading it says ENODEV then.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+
+from supervisor.errors import KernelError
+
+_SIZE = 8192
+_PAGE = 4096
+
+FRESH = 0.1
+"""Seconds for which a `Gate` is not read again."""
+
+
+class Budget:
+    """How many descriptors may be kept: half of those that we may have at all.
+
+    The other half is for starting jobs.  Of ours all but a quarter is for files that are read
+    `often`: whatever their runs do.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if most is None else 2 * most
+        self.most = (1 << 20) if limit == resource.RLIM_INFINITY else limit // 2
+        self.used = 0
+
+    def take(self, *, often: bool) -> bool:
+        """Whether one more may be kept."""
+        if self.used >= (self.most if often else self.most // 4):
+            return False
+        self.used += 1
+        return True
+
+    def give_back(self) -> None:
+        self.used -= 1
+
+
+class File:
+    """One file; `often`: it is read whenever its run has done anything."""
+
+    __slots__ = ("_budget", "_fd", "_often", "path")
+
+    def __init__(self, path: str, budget: Budget, *, often: bool = False) -> None:
+        self.path = path
+        self._budget = budget
+        self._often = often
+        self._fd = -1
+
+    def read(self) -> bytes:
+        """All of it.  Raises KernelError (ENOENT, ENODEV: the cgroup is gone)."""
+        try:
+            data = os.pread(self._fd, _SIZE, 0) if self._fd >= 0 else self._open()
+            return data if len(data) < _PAGE else _rest(self._fd, data)
+        except OSError as error:
+            raise KernelError("read", self.path, error.errno or 0) from error
+
+    def _open(self) -> bytes:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = _rest(fd, os.pread(fd, _SIZE, 0))
+            if self._budget.take(often=self._often):
+                self._fd, fd = fd, -1
+            return data
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._budget.give_back()
+
+
+def _rest(fd: int, data: bytes) -> bytes:
+    """A file of records (io.stat of many disks) gives about a page for each read."""
+    if len(data) < _PAGE:
+        return data
+    while more := os.pread(fd, _SIZE, len(data)):
+        data += more
+    return data
+
+
+class Gate:
+    """A file of the instance's cgroup that counts what happens in any of its runs.
+
+    While it says the same, none of theirs has changed: a thousand files need not be read.  `part`
+    picks out of its text what only changes with theirs.  A gate that cannot be read is open.
+    """
+
+    def __init__(self, file: File, part: Callable[[bytes], object]) -> None:
+        self._file = file
+        self._part = part
+        self._at = -FRESH
+        self._state: object = object()
+
+    def look(self, at: float) -> object:
+        """Its state at `at`, at most FRESH seconds ago; equal to an earlier one: nothing happened.
+
+        To be asked for before the run's own file is read, so that no change falls between them.
+        """
+        if at - self._at >= FRESH:
+            self._at = at
+            try:
+                self._state = self._part(self._file.read())
+            except (KernelError, ValueError, IndexError):
+                self._state = object()
+        return self._state
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,258 @@
+"""A run's numbers for whoever watches: as little read as will do, from files that are kept open.
+
+For this package only.  Three files are read at every look: CPU time, memory in use, tasks.  What
+else there is costs five times as much for a thousand runs, and is read again only where it can have
+changed:
+
+- `Slow`: while the run has used no CPU time and its memory and tasks are the same.  A limit strikes
+  only who runs; what is reclaimed from outside shows in the memory in use.
+- I/O and pressure: while the instance's cgroup, which counts for all its runs, has not changed (a
+  `Gate`).
+
+The kernel writes some of this down late: memory.stat every two seconds, the averages of pressure
+too.  So a file is left alone only when it was read SETTLED seconds after the last change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from typing import Protocol
+
+from supervisor.cgroup.kept import File, Gate
+from supervisor.cgroup.sample import IoCount, Sample, Slow, Stall
+from supervisor.errors import KernelError
+from supervisor.model.job import Resource
+
+SETTLED = 5.0
+"""Seconds: more than two periods of psi_avgs_work and of flush_memcg_stats_dwork (2 s each)."""
+
+Open = Callable[[str], File]
+"""Makes a `File` of a path."""
+
+
+class Part(Protocol):
+    """One controller's share of `Slow`."""
+
+    def add(self, slow: Slow) -> None: ...
+
+
+class MemoryFiles(Part, Protocol):
+    @property
+    def usage(self) -> File:
+        """The file that holds the bytes in use."""
+
+
+class IoFiles(Protocol):
+    def read(self) -> IoCount: ...
+
+
+class Table:
+    """Some values of a file of "key value" lines, whose keys stand where they stood before.
+
+    That is so for one kernel; a file that is laid out otherwise is looked through anew.
+    """
+
+    __slots__ = ("_at", "_count", "_file", "_key", "_keys", "_pick", "_places")
+
+    def __init__(self, file: File, *keys: bytes) -> None:
+        self._file = file
+        self._keys = keys
+        self._count = -1
+        self._at = 0
+        self._key = b""
+        self._places: list[int | None] = []
+        self._pick: Callable[[list[bytes]], Iterable[bytes]] | None = None
+
+    def read(self) -> Sequence[int | None]:
+        """The values in the order of the keys; None where there is no such key."""
+        words = self._file.read().split()
+        if len(words) != self._count or words[self._at] != self._key:
+            self._learn(words)
+        if self._pick is not None:
+            return list(map(int, self._pick(words)))
+        return [None if place is None else int(words[place]) for place in self._places]
+
+    def _learn(self, words: list[bytes]) -> None:
+        at = {key: 2 * place + 1 for place, key in enumerate(words[::2])}
+        self._places = [at.get(key) for key in self._keys]
+        known = [place for place in self._places if place is not None]
+        self._count = len(words)
+        self._at = max(known, default=1) - 1
+        self._key = words[self._at] if words else b""
+        whole = len(known) == len(self._keys) > 1
+        self._pick = itemgetter(*known) if whole else None
+
+
+class AccountFiles(Protocol):
+    def read(self) -> tuple[int | None, int | None, int | None]:
+        """Microseconds of CPU: all, user, system."""
+
+
+class Pressure:
+    """The files of pressure of one run that this host has, each behind the instance's."""
+
+    def __init__(
+        self, directory: str, gates: dict[Resource, Gate], often: Open, rarely: Open
+    ) -> None:
+        # somebody always waits for a CPU
+        self._of = {
+            resource: (Behind(gate, SETTLED), (often if resource == "cpu" else rarely)(path))
+            for resource, gate in gates.items()
+            for path in (f"{directory}/{resource}.pressure",)
+        }
+
+    def read(self, at: float, before: dict[Resource, Stall]) -> dict[Resource, Stall]:
+        """What there is now; `before` itself where nothing has changed."""
+        found = before
+        for resource, (behind, file) in self._of.items():
+            last = before.get(resource)
+            # an average goes down by itself
+            moving = last is None or last.some_avg10 or last.full_avg10
+            if not behind.still(at) or moving:
+                now = stall(file.read())
+                if now != last:
+                    found = {**found, resource: now}
+                    behind.changed(at)
+                behind.done(at)
+        return found
+
+
+class Behind:
+    """Whether what stands behind a gate need not be read again.
+
+    `settled`: how many seconds after a change the kernel has written all of it down.
+    """
+
+    __slots__ = ("_changed", "_gate", "_read", "_settled", "_state")
+
+    def __init__(self, gate: Gate | None, settled: float) -> None:
+        self._gate = gate
+        self._settled = settled
+        self._state: object = None
+        self._changed = self._read = 0.0
+
+    def still(self, at: float) -> bool:
+        if self._gate is None:
+            return False
+        state = self._gate.look(at)
+        if state != self._state:
+            self._state = state
+            self._changed = at
+        return self._read - self._changed >= self._settled
+
+    def changed(self, at: float) -> None:
+        self._changed = at
+
+    def done(self, at: float) -> None:
+        """It was read at `at`."""
+        self._read = at
+
+
+class Io:
+    """Bytes and operations, behind the instance's."""
+
+    def __init__(self, files: IoFiles, gate: Gate | None) -> None:
+        self._files = files
+        self._behind = Behind(gate, 0.0)
+
+    def read(self, at: float, before: IoCount | None) -> IoCount:
+        if self._behind.still(at) and before is not None:
+            return before
+        self._behind.done(at)
+        return self._files.read()
+
+
+class Pids:
+    """The pids controller's: the same in v1 and v2."""
+
+    def __init__(self, directory: str, often: Open) -> None:
+        self.usage = often(f"{directory}/pids.current")
+        self._events = Table(often(f"{directory}/pids.events"), b"max")
+
+    def add(self, slow: Slow) -> None:
+        (slow.refused,) = self._events.read()
+
+
+class RunMeter:
+    """See `sample.Meter`.  Any of the parts may lack: then there is None for its numbers."""
+
+    def __init__(
+        self,
+        account: AccountFiles | None,
+        memory: MemoryFiles | None,
+        pids: Pids | None,
+        more: Iterable[Part],
+        io: Io | None,
+        pressure: Pressure | None,
+        files: list[File],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._account = account
+        self._memory = memory
+        self._pids = pids
+        self._more = [part for part in (memory, pids, *more) if part is not None]
+        self._io = io
+        self._pressure = pressure
+        self._files = files
+        self._clock = clock
+        self._last: Sample | None = None
+        self._changed = self._slow_at = 0.0
+
+    def read(self) -> Sample:
+        try:
+            self._last = self._look(self._last)
+        except KernelError:
+            self.close()  # whoever removed it is not to find us in its files
+            raise
+        return self._last
+
+    def _look(self, before: Sample | None) -> Sample:
+        cpu, user, system = self._account.read() if self._account else (None, None, None)
+        at = self._clock()
+        memory = _number(self._memory.usage.read()) if self._memory else None
+        pids = _number(self._pids.usage.read()) if self._pids else None
+        if before is None or cpu is None or (cpu, memory, pids) != _quick(before):
+            self._changed = at
+        if before is None or self._slow_at - self._changed < SETTLED:
+            slow, self._slow_at = self._read_slow(), at
+        else:
+            slow = before.slow
+        io = self._io.read(at, before.io if before else None) if self._io else None
+        pressure = before.pressure if before else {}
+        if self._pressure:
+            pressure = self._pressure.read(at, pressure)
+        return Sample(at, cpu, user, system, memory, pids, slow, io, pressure)
+
+    def _read_slow(self) -> Slow:
+        slow = Slow()
+        for part in self._more:
+            part.add(slow)
+        return slow
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def _quick(sample: Sample) -> tuple[int | None, int | None, int | None]:
+    return sample.cpu, sample.memory, sample.pids
+
+
+def _number(data: bytes) -> int:
+    return int(data)
+
+
+def stall(data: bytes) -> Stall:
+    """ "some avg10=0.12 avg60=... avg300=... total=MICROSECONDS", and "full ..." below it."""
+    words = data.split()
+    some, total = float(words[1][6:]), int(words[4][6:])
+    if len(words) < 10:
+        return Stall(some, total, None, None)
+    return Stall(some, total, float(words[6][6:]), int(words[9][6:]))
+
+
+def totals(data: bytes) -> object:
+    """Of a pressure file, what only changes when somebody stands still."""
+    return data.split()[4::5]
