@@ -11,6 +11,7 @@ from supervisor.control import (
     history,
     jobs,
     openapi,
+    stats,
     steering,
     submitting,
     waiting,
@@ -26,4 +27,5 @@ ROUTES: tuple[Route, ...] = (
     *steering.ROUTES,
     *submitting.ROUTES,
     *history.ROUTES,
+    *stats.ROUTES,
 )

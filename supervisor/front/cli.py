@@ -40,6 +40,7 @@ while an instance runs:
   supervise status [JOB]        one job in full, or the instance
   supervise events -f           what happens
   supervise wait [JOB ...]      until they have ended, or run
+  supervise top [JOB]           what they use, of what they may
   supervise stop [JOB ...]      stop jobs, or all of it
 """
 
@@ -290,6 +291,18 @@ def _kill(verb: argparse.ArgumentParser) -> None:
     configure_kill(verb)
 
 
+def _top(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.top import configure
+
+    configure(verb)
+
+
+def _stats(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.stats import configure
+
+    configure(verb)
+
+
 def _init(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--systemd", action="store_true", help="print a unit instead, supervise@.service"
@@ -406,6 +419,8 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "set": ("change limits of a job while it runs", _verb("steer", "configure_set")),
     "submit": ("give a running instance one more job", _verb("submit")),
     "reload": ("have a running instance read its configuration again", _verb("reload")),
+    "top": ("watch what the jobs of a running instance use", _top),
+    "stats": ("print all that is known of what jobs use", _stats),
     "diff": ("what a run has changed in its root: Added, Changed, Deleted", _diff),
     "image": ("get images; list, inspect and remove those that are there", _image),
     "commit": ("make an image of what a run has written on top of its own", _commit),

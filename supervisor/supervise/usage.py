@@ -48,7 +48,7 @@ class CpuUsage:
 @define
 class MemoryUsage:
     """Memory.  `used` is what counts against the limit; `file` of it is page cache, which the
-    kernel takes back before it kills; `working` is the rest.
+    kernel takes back before it kills; `working` is the rest.  Each in percent of the limit, too.
 
     anon   of processes         shmem  tmpfs and shared memory
     kernel the kernel's own for the job; v1: what is left over, with what is charged ahead
@@ -59,6 +59,7 @@ class MemoryUsage:
     limit: int | None = None
     percent: float | None = None
     working: int | None = None
+    working_percent: float | None = None
     anon: int | None = None
     file: int | None = None
     shmem: int | None = None
@@ -229,11 +230,13 @@ def memory_usage(now: Sample, limits: Limits) -> MemoryUsage:
     kernel = slow.kernel
     if kernel is None and used is not None and slow.anon is not None:
         kernel = max(used - slow.anon - (slow.file or 0) - (slow.shmem or 0), 0)
+    working = None if used is None else max(used - (slow.file or 0), 0)
     return MemoryUsage(
         used=used,
         limit=limits.memory,
         percent=percent(used, limits.memory),
-        working=None if used is None else max(used - (slow.file or 0), 0),
+        working=working,
+        working_percent=percent(working, limits.memory),
         anon=slow.anon,
         file=slow.file,
         shmem=slow.shmem,

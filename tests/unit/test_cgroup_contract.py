@@ -337,6 +337,7 @@ def test_a_limit_further_up_counts_too(tmp_path: Path, monkeypatch: pytest.Monke
     share = job.share()
     assert (share.memory_limit, share.cpus) == (32 * MIB, 0.25)
 
+
 def test_a_meter_sees_what_happens(world: World) -> None:
     job = world.manager.create("run")
     job.apply(LIMITS)
