@@ -15,9 +15,10 @@ from typing import Any
 
 import trio
 from attrs import define, field, frozen
+from attrs.validators import ge, le
 
 from supervisor.control.fields import plain
-from supervisor.control.routes import Answer, Ask, Json, Lines, Refusal, Route
+from supervisor.control.routes import Answer, Ask, Json, Lines, Route
 from supervisor.model.record import iso
 from supervisor.supervise.stats import NOTHING, Look, Sampler, report
 from supervisor.supervise.usage import JobUsage
@@ -31,6 +32,15 @@ ENCODED = 64
 """Jobs between which the event loop gets its turn, while an answer is made of a look."""
 
 
+MOST_LOOKS = 1 << 31
+
+
+def _within(default: float, least: float, most: float) -> Any:
+    """A field whose bounds the OpenAPI document tells, too."""
+    schema = {"minimum": least, "maximum": most}
+    return field(default=default, validator=[ge(least), le(most)], metadata={"schema": schema})
+
+
 @frozen
 class StatsQuery:
     """`job`: only these (several times).  `processes`: each process of theirs, too.
@@ -40,7 +50,7 @@ class StatsQuery:
 
     job: tuple[str, ...] = ()
     processes: bool = False
-    over: float = 0.0
+    over: float = _within(0.0, 0.0, LONGEST_WINDOW)
 
 
 @frozen
@@ -49,8 +59,8 @@ class FollowQuery:
 
     job: tuple[str, ...] = ()
     processes: bool = False
-    interval: float = 2.0
-    count: int = 0
+    interval: float = _within(2.0, LEAST_INTERVAL, LONGEST_INTERVAL)
+    count: int = _within(0, 0, MOST_LOOKS)
 
 
 @define
@@ -86,7 +96,6 @@ class FollowLine:
 
 async def _stats(ask: Ask) -> Answer:
     query: StatsQuery = ask.query
-    within("over", query.over, 0.0, LONGEST_WINDOW)
     _known(ask, query.job)
     sampler: Sampler = ask.instance.sampler
     before = NOTHING
@@ -108,8 +117,6 @@ async def _stats(ask: Ask) -> Answer:
 
 async def _follow(ask: Ask) -> Answer:
     query: FollowQuery = ask.query
-    within("interval", query.interval, LEAST_INTERVAL, LONGEST_INTERVAL)
-    within("count", query.count, 0, 1 << 31)
     _known(ask, query.job)
     return Lines(_looks(ask, query))
 
@@ -158,12 +165,6 @@ def _known(ask: Ask, names: tuple[str, ...]) -> None:
     """Raises Refusal (404) for a name that no job has."""
     for name in names:
         ask.find(name)
-
-
-def within(name: str, value: float, least: float, most: float) -> None:
-    """Raises Refusal (400) unless it is."""
-    if not least <= value <= most:
-        raise Refusal(400, f"{name} must be from {least:g} to {most:g}, not {value:g}")
 
 
 ROUTES = (
