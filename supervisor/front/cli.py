@@ -279,6 +279,12 @@ def _wait(verb: argparse.ArgumentParser) -> None:
     configure(verb)
 
 
+def _logs(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.verbs.logs import configure
+
+    configure(verb)
+
+
 def _stop(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.verbs.stop import configure
 
@@ -409,6 +415,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "status": ("one job of a running instance in full, or the instance", _status),
     "events": ("what has happened in a running instance, and what happens", _events),
     "wait": ("wait until jobs have ended, or run", _wait),
+    "logs": ("what jobs have printed; -f: and go on printing", _logs),
     "stop": ("stop jobs of a running instance, or all of it", _stop),
     "kill": ("kill jobs at once, or send them a signal", _kill),
     "explain": ("why a job ended, what happened to it so far, or what it waits for", _explain),

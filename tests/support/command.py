@@ -82,13 +82,14 @@ class Supervise:
         *arguments: str | Path,
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        stdout: int = subprocess.PIPE,
     ) -> subprocess.Popen[str]:
         """The command in the background; the caller waits for it (`stop` ends it)."""
         variables = {**os.environ, **self.where.environment, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             [*self.prefix, sys.executable, "-m", "supervisor", *seen(arguments)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,

@@ -63,9 +63,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "supervisor.supervise": ABOVE_FRONT,
     "supervisor.control": ABOVE_FRONT,
     "supervisor.front": (*ABOVE_FRONT, "supervisor.control", "supervisor.__version__"),
-    "supervisor.front.verbs": ("supervisor.errors", "supervisor.model", "supervisor.front"),
-    "supervisor.front.verbs.explain": (
-        *("supervisor.errors", "supervisor.model", "supervisor.record", "supervisor.front"),
+    "supervisor.front.verbs": (
+        *("supervisor.errors", "supervisor.model", "supervisor.front"),
+        *("supervisor.linux.filewatch", "supervisor.record"),
     ),
     "supervisor.__main__": (*ABOVE_FRONT, "supervisor.front"),
     "supervisor": (),
