@@ -2,9 +2,9 @@
 
 The trials themselves are in `doctor_host` (the kernel as a whole), `doctor_kernel` (namespaces,
 mounts, layers), `doctor_users` (their numbers), `doctor_walls` (filters), `doctor_network`,
-`doctor_disk` (sizes of layers), `doctor_group` (cgroups as such) and `doctor_limits`; how they are
-contained is told in `doctor_trial`, how the table looks in `doctor_table`.  `clash` has the one
-check that every command makes at its start.
+`doctor_disk` (sizes of layers), `doctor_proc` (the view from inside), `doctor_group` (cgroups as
+such) and `doctor_limits`; how they are contained is told in `doctor_trial`, how the table looks in
+`doctor_table`.  `clash` has the one check that every command makes at its start.
 
 May import: `errors`, `model`, `linux`, `cgroup`, the trials.
 """
@@ -29,6 +29,7 @@ from supervisor.front import (
     doctor_kernel,
     doctor_limits,
     doctor_network,
+    doctor_proc,
     doctor_users,
     doctor_walls,
 )
@@ -77,6 +78,7 @@ GROUPS: dict[str, Callable[[], list[Callable[[], Check]]]] = {
     "walls": doctor_walls.checks,
     "network": lambda: [*doctor_network.checks(), *doctor_users.networks()],
     "disk": doctor_disk.checks,
+    "view from inside": doctor_proc.checks,
 }
 """What needs no cgroup, by the headings of the table."""
 CGROUPS, LIMITS = "control groups", "limits"

@@ -1,9 +1,13 @@
 """Being asked before a file is read: permission events of fanotify(7).
 
-May import: `errors`.  Whoever reads a file in a guarded directory stands still, in a sleep that a
-fatal signal ends (fs/notify/fanotify/fanotify.c, fanotify_get_response), until `allow` is called.
-When the last descriptor of the group is closed, so also by a SIGKILL of who holds it, the kernel
-lets all go on; and likewise when too many wait at once.
+May import: `errors`.  Whoever reads a guarded file stands still, in a sleep that a fatal signal
+ends (fs/notify/fanotify/fanotify.c, fanotify_get_response), until `allow` is called.  When the last
+descriptor of the group is closed, so also by a SIGKILL of who holds it, the kernel lets all go on;
+and likewise when too many wait at once.
+
+A file is guarded for as long as it is there.  Since Linux 6.17 nobody is ever asked about one that
+was opened while it was not (fs/notify/fsnotify.c, fsnotify_open_perm_and_set_mode): so what is not
+to be asked for a while is ignored, not taken off.
 
 To be asked takes CAP_SYS_ADMIN in the first user namespace, and a kernel with
 CONFIG_FANOTIFY_ACCESS_PERMISSIONS.
@@ -24,8 +28,9 @@ FAN_NONBLOCK = 0x2
 FAN_CLASS_CONTENT = 0x4
 FAN_MARK_ADD = 0x1
 FAN_MARK_REMOVE = 0x2
+FAN_MARK_IGNORED_MASK = 0x20
+FAN_MARK_IGNORED_SURV_MODIFY = 0x40
 FAN_ACCESS_PERM = 0x20000
-FAN_EVENT_ON_CHILD = 0x08000000
 FAN_ALLOW = 1
 
 _EVENT = struct.Struct("=IBBHQii")
@@ -51,22 +56,27 @@ def open_group() -> int:
     return int(group)
 
 
-def guard(group: int, directory: int) -> None:
-    """Be asked before any file directly in the directory is read, by whatever mount it is reached.
+def guard(group: int, file: int) -> None:
+    """Be asked before the file is read, by whatever mount it is reached.
 
     Raises KernelError, EINVAL where the kernel was built without it.
     """
-    _mark(group, FAN_MARK_ADD, directory)
+    _mark(group, FAN_MARK_ADD, file)
 
 
-def unguard(group: int, directory: int) -> None:
-    """Who waits already must still be answered.  Raises KernelError, ENOENT: it was not guarded."""
-    _mark(group, FAN_MARK_REMOVE, directory)
+def ignore(group: int, file: int) -> None:
+    """Do not be asked until `heed`; who waits already must still be answered.  KernelError."""
+    _mark(group, FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY, file)
 
 
-def _mark(group: int, how: int, directory: int) -> None:
-    mask = ctypes.c_uint64(FAN_ACCESS_PERM | FAN_EVENT_ON_CHILD)
-    if _syscall(SYS_FANOTIFY_MARK, group, ctypes.c_uint(how), mask, directory, b".") < 0:
+def heed(group: int, file: int) -> None:
+    """Be asked again.  Raises KernelError."""
+    _mark(group, FAN_MARK_REMOVE | FAN_MARK_IGNORED_MASK, file)
+
+
+def _mark(group: int, how: int, file: int) -> None:
+    mask = ctypes.c_uint64(FAN_ACCESS_PERM)
+    if _syscall(SYS_FANOTIFY_MARK, group, ctypes.c_uint(how), mask, file, None) < 0:
         raise KernelError("fanotify_mark", None, ctypes.get_errno())
 
 

@@ -6,9 +6,9 @@ May import: everything above `supervise`, `supervise.run` (its type only), trio.
 
 They are written at the start, when a limit changes, and, where the kernel asks before somebody
 reads (`linux.readgate`, for root), before he does.  Nothing wakes while nobody reads.  Once he has
-been answered the run is not asked about for a while: readers get what is there, so that a job that
-reads in a loop costs the supervisor a small share of a CPU and no more.  When the supervisor is
-gone the kernel asks nobody, and what was written last stays.
+been answered nobody is asked about that file for a while: readers get what is there, so that a job
+that reads in a loop costs the supervisor a small share of a CPU and no more.  When the supervisor
+is gone the kernel asks nobody, and what was written last stays.
 
 The supervisor itself opens none of these files while they are guarded: it would wait for itself.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
@@ -36,6 +36,9 @@ SHORTEST, LONGEST = 0.05, 1.0
 """Seconds for which readers get what is there, once one of them has been answered."""
 SPARED = 20
 """How many times as long as the answers took they do so."""
+Inode = tuple[int, int]
+"""A file's device, and its number there."""
+
 SNAPSHOT = 'proc = "limits": files there change only with a limit, not while the job runs'
 
 
@@ -45,10 +48,10 @@ class Mirrors:
     def __init__(self, directory: Path, nursery: trio.Nursery, warn: Callable[[str], None]) -> None:
         self._directory = directory
         self._nursery = nursery
-        self._warn = warn
+        self._warn: Callable[[str], None] | None = warn
         self._group = -1
         self._tried = False
-        self._asked_about: dict[tuple[int, int], Mirror] = {}
+        self._guarded: dict[Inode, tuple[Mirror, int]] = {}
         self._cpuinfo: tuple[str, dict[int, str]] | None = None
 
     def clear(self) -> None:
@@ -72,7 +75,7 @@ class Mirrors:
             yield one
         finally:
             for inode in one.inodes:
-                self._asked_about.pop(inode, None)
+                self._guarded.pop(inode, None)
             one.close()
 
     def machine(self) -> mirror_text.Machine:
@@ -89,17 +92,23 @@ class Mirrors:
         )
 
     def _guard(self, one: Mirror) -> None:
-        """Be asked about it from now on, where that can be."""
+        """Be asked about its files from now on, where that can be."""
         try:
             if not self._tried:
                 self._tried = True
                 self._group = readgate.open_group()
                 self._nursery.start_soon(self._serve, self._group)
-            if self._group >= 0:
-                readgate.guard(self._group, one.at)
-                self._asked_about.update(dict.fromkeys(one.inodes, one))
+            for inode, file in one.inodes.items() if self._group >= 0 else ():
+                readgate.guard(self._group, file)
+                self._guarded[inode] = one, file
         except KernelError as error:
+            self._confess(error)
+
+    def _confess(self, error: KernelError) -> None:
+        """Once for all jobs."""
+        if self._warn is not None:
             self._warn(f"{SNAPSHOT}: {error}")
+            self._warn = None
 
     async def _serve(self, group: int) -> None:
         """Answer whoever waits, until cancelled.  However it ends, all are let go."""
@@ -108,7 +117,7 @@ class Mirrors:
                 await trio.lowlevel.wait_readable(group)
                 self._answer(group)
         except KernelError as error:
-            self._warn(f"{SNAPSHOT}: {error}")
+            self._confess(error)
         finally:
             self._group = -1
             os.close(group)
@@ -116,36 +125,41 @@ class Mirrors:
     def _answer(self, group: int) -> None:
         """Raises KernelError."""
         began = time.monotonic()
-        asked: dict[Mirror, None] = {}
+        read: dict[Mirror, dict[int, None]] = {}
         for fd in readgate.waiting(group):
             try:
                 status = os.fstat(fd)
-                one = self._asked_about.get((status.st_dev, status.st_ino))
-                if one is not None and one not in asked:
-                    asked[one] = None
-                    one.renew()
+                found = self._guarded.get((status.st_dev, status.st_ino))
+                if found is not None:
+                    one, file = found
+                    read.setdefault(one, {})[file] = None
+                    one.refresh(began)
             finally:
                 readgate.allow(group, fd)
         spent = time.monotonic() - began
-        for one in asked:
-            self._leave_alone(one, min(max(SHORTEST, SPARED * spent), LONGEST))
+        for one, files in read.items():
+            one.fresh_until = max(one.fresh_until, began + min(SPARED * spent, LONGEST))
+            self._leave_alone(one, files)
 
-    def _leave_alone(self, one: Mirror, seconds: float) -> None:
-        """Do not be asked about it for so long; some who waited already may still come."""
-        if not one.alone:
-            readgate.unguard(self._group, one.at)
-            one.alone = True
-            self._nursery.start_soon(self._ask_again, one, seconds)
+    def _leave_alone(self, one: Mirror, files: Iterable[int]) -> None:
+        """Be asked about none of `files` while they are fresh; some who wait may still come."""
+        ignored = [file for file in files if file not in one.ignored]
+        for file in ignored:
+            readgate.ignore(self._group, file)
+        if ignored and not one.ignored:
+            self._nursery.start_soon(self._heed_again, one)
+        one.ignored.update(ignored)
 
-    async def _ask_again(self, one: Mirror, seconds: float) -> None:
-        await trio.sleep(seconds)
+    async def _heed_again(self, one: Mirror) -> None:
+        await trio.sleep_until(trio.current_time() + max(0.0, one.fresh_until - time.monotonic()))
         if self._group < 0 or one.closed:
             return
-        one.alone = False
         try:
-            readgate.guard(self._group, one.at)
+            for file in one.ignored:
+                readgate.heed(self._group, file)
         except KernelError as error:
-            self._warn(f"{SNAPSHOT}: {error}")
+            self._confess(error)
+        one.ignored.clear()
 
 
 class Mirror:
@@ -155,8 +169,10 @@ class Mirror:
         self, run: Run, directory: Path, machine: Callable[[], mirror_text.Machine]
     ) -> None:
         self.directory = directory
-        self.at = -1
-        self.alone = False
+        self.fresh_until = 0.0
+        """Until when, by the monotonic clock, nobody needs to write anew for a reader."""
+        self.ignored: set[int] = set()
+        """Those of its files that nobody is asked about until then."""
         self.closed = False
         self._run = run
         self._machine = machine
@@ -165,6 +181,8 @@ class Mirror:
         self._booted = mirror.booted(run.spec, time_namespaces=facts.time_namespaces)
         self._written: dict[str, bytes] = {}
         self._files: dict[str, int] = {}
+        self.inodes: dict[Inode, int] = {}
+        """Its files as the kernel names them, and the descriptors they are written by."""
         self._told = False
         try:
             self._make()
@@ -175,17 +193,18 @@ class Mirror:
     def _make(self) -> None:
         """Held open for writing: nobody can take a lease (fcntl(2)) that a writer waits for."""
         self.directory.mkdir(mode=0o700, parents=True)
-        self.at = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         create = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for name in mirror.TARGETS:
-            self._files[name] = os.open(name, create, 0o444, dir_fd=self.at)
-            os.fchmod(self._files[name], 0o444)
+            fd = self._files[name] = os.open(self.directory / name, create, 0o444)
+            os.fchmod(fd, 0o444)
+            status = os.fstat(fd)
+            self.inodes[status.st_dev, status.st_ino] = fd
 
-    @property
-    def inodes(self) -> list[tuple[int, int]]:
-        """Of its files, by (device, number)."""
-        found = map(os.fstat, self._files.values())
-        return [(status.st_dev, status.st_ino) for status in found]
+    def refresh(self, now: float) -> None:
+        """For a reader: what is there will do for a while."""
+        if now >= self.fresh_until:
+            self.renew()
+            self.fresh_until = now + SHORTEST
 
     def write(self) -> None:
         """What holds now.  Raises KernelError."""
@@ -221,11 +240,9 @@ class Mirror:
     def close(self) -> None:
         """Remove them; whoever still reads one has what was written last."""
         self.closed = True
-        for fd in (*self._files.values(), self.at):
-            if fd >= 0:
-                os.close(fd)
+        for fd in self._files.values():
+            os.close(fd)
         self._files.clear()
-        self.at = -1
         try:
             rmtree(self.directory)
         except FileNotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,26 @@ def test_what_a_job_takes_is_seen_at_once(job: Job) -> None:
         "until free -k | grep -Eq '^Mem: +65536 +[0-9]{1,4} '; do :; done\n"
     ).stdout
     assert row(found, "Mem:")[1] < 10_000
+
+
+KEPT_OPEN = """
+import os
+def free(fd): return int(os.pread(fd, 4096, 0).split()[4])
+early = os.open("/proc/meminfo", os.O_RDONLY)
+free(early)
+late = os.open("/proc/meminfo", os.O_RDONLY)  # just after one was answered: nobody is asked
+before = free(late)
+with open("/tmp/thirty", "wb") as file: file.write(bytes(30 << 20))
+while before - free(late) < 25 << 10: pass
+while before - free(early) < 25 << 10: pass
+"""
+
+
+def test_what_is_kept_open_is_live_too(supervise: Supervise) -> None:
+    """As top and vmstat do; and whenever it was opened."""
+    flags = ("--proc", "limits", "--memory", "128M", "--timeout", "60s")
+    done = supervise("run", *flags, "--", os.path.realpath(sys.executable), "-c", KEPT_OPEN)
+    assert done.status == 0, done
 
 
 def test_the_cpus_are_those_of_the_quota(job: Job) -> None:

@@ -32,15 +32,16 @@ def group() -> Iterator[int]:
 
 
 @pytest.fixture
-def guarded(group: int, tmp_path: Path) -> Iterator[Path]:
-    """A file in a directory that is guarded, "old" in it."""
-    (tmp_path / "file").write_text("old")
-    directory = os.open(tmp_path, os.O_RDONLY)
+def guarded(group: int, tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A guarded file with "old" in it, and a descriptor to write it by."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    fd = os.open(path, os.O_WRONLY)
     try:
-        readgate.guard(group, directory)
-        yield tmp_path / "file"
+        readgate.guard(group, fd)
+        yield path, fd
     finally:
-        os.close(directory)
+        os.close(fd)
 
 
 def reader(path: Path) -> subprocess.Popen[str]:
@@ -55,45 +56,50 @@ def asked(group: int) -> int:
     return fds[0]
 
 
-def test_who_reads_sees_what_was_written_while_he_waited(group: int, guarded: Path) -> None:
-    fd = os.open(guarded, os.O_WRONLY)
-    with reader(guarded) as process:
+Guarded = tuple[Path, int]
+
+
+def test_who_reads_sees_what_was_written_while_he_waited(group: int, guarded: Guarded) -> None:
+    path, fd = guarded
+    with reader(path) as process:
         first = asked(group)
         assert os.path.samestat(os.fstat(first), os.fstat(fd))
         os.pwrite(fd, b"new", 0)
         readgate.allow(group, first)
         readgate.allow(group, asked(group))  # for the end of the file
         assert process.communicate(timeout=PATIENCE)[0] == "new"
-    os.close(fd)
 
 
-def test_who_waits_can_be_killed(group: int, guarded: Path) -> None:
-    with reader(guarded) as process:
+def test_who_waits_can_be_killed(group: int, guarded: Guarded) -> None:
+    with reader(guarded[0]) as process:
         fd = asked(group)
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
         readgate.allow(group, fd)
 
 
-def test_who_waits_goes_on_when_nobody_is_there_to_answer(guarded: Path, group: int) -> None:
-    again = os.dup(group)
-    with reader(guarded) as process:
-        assert select.select([again], [], [], PATIENCE)[0]
-        os.close(again)
+def test_who_waits_goes_on_when_nobody_is_there_to_answer(group: int, guarded: Guarded) -> None:
+    with reader(guarded[0]) as process:
+        assert select.select([group], [], [], PATIENCE)[0]
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, group)  # the last descriptor of it
+        os.dup2(null, group)  # which closes the last descriptor of it
         os.close(null)
         assert process.communicate(timeout=PATIENCE)[0] == "old"
 
 
-def test_nobody_is_asked_about_who_is_no_longer_guarded(group: int, guarded: Path) -> None:
-    directory = os.open(guarded.parent, os.O_RDONLY)
-    readgate.unguard(group, directory)
-    assert guarded.read_text() == "old"
+def test_what_is_ignored_is_read_at_once_and_heeded_again(group: int, guarded: Guarded) -> None:
+    """Also by somebody who opened it meanwhile."""
+    path, fd = guarded
+    readgate.ignore(group, fd)
+    with open(path) as early:  # noqa: PTH123
+        assert early.read() == "old" and readgate.waiting(group) == []
+        os.pwrite(fd, b"new", 0)
+        assert path.read_text() == "new", "a change does not end it"
+        readgate.heed(group, fd)
+        with subprocess.Popen(["cat"], stdin=early, stdout=subprocess.PIPE) as process:
+            readgate.allow(group, asked(group))
+            assert process.communicate(timeout=PATIENCE)[0] == b""
     assert readgate.waiting(group) == []
-    with pytest.raises(KernelError):
-        readgate.unguard(group, directory)
-    os.close(directory)
 
 
 def test_it_takes_a_privilege() -> None:
