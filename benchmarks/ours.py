@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,25 @@ from supervisor.cgroup.detect import detect
 from supervisor.container import build, devices, hiding
 from supervisor.container.host import Host
 from supervisor.container.layers import Layers
-from supervisor.container.spawn import Launcher, Streams, open_launcher
+from supervisor.container.spawn import Container, Launcher, Streams, open_launcher
 from supervisor.model import JobSpec, Limits
 from supervisor.record import exit_record
+from supervisor.supervise.mirror import Mirrors
 from supervisor.supervise.network import Bridge, Connection, Place
 from supervisor.supervise.reaper import Child, ExitStatus, Lost, Reaper
+
+
+@dataclass
+class Shown:
+    """What a job is shown of itself (`supervise.mirror`)."""
+
+    id: str
+    spec: JobSpec
+    limits: Limits
+    cgroup: JobCgroup
+
+    def warn(self, text: str) -> None:
+        raise RuntimeError(text)
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Bench:
     launcher: Launcher
     reaper: Reaper
     network: Bridge
+    mirrors: Mirrors
     confined: bool = True
     """Whether the cgroup has a rule about devices."""
 
@@ -78,11 +93,15 @@ class Bench:
         output = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         streams = Streams(measure.NOTHING, measure.NOTHING, measure.NOTHING, output)
         try:
-            facts = self.host.facts()
-            request = build.request(spec, name, cgroup.entry, facts, Layers(None))
-            container = await self.launcher.start(request, streams)
+            layers = Layers(None)
+            with self._mirrored(spec, name, cgroup, layers):
+                request = build.request(spec, name, cgroup.entry, self.host.facts(), layers)
+                container = await self.launcher.start(request, streams)
+                return await self._end(container, connection)
         finally:
             os.close(output)
+
+    async def _end(self, container: Container, connection: Connection | None) -> ExitStatus | Lost:
         try:
             if connection is not None:
                 await connection.connect(container)
@@ -90,6 +109,18 @@ class Bench:
             return await self.reaper.wait_init(container.pidfd)
         finally:
             container.close()
+
+    @contextmanager
+    def _mirrored(
+        self, spec: JobSpec, name: str, cgroup: JobCgroup, layers: Layers
+    ) -> Iterator[None]:
+        if spec.proc == "host":
+            yield
+            return
+        shown = Shown(name, spec, spec.limits, cgroup)
+        with self.mirrors.opened(shown, time_namespaces=True) as one:
+            layers.mirror = str(one.directory)
+            yield
 
 
 @asynccontextmanager
@@ -111,11 +142,18 @@ async def opened(root: Path, work: Path) -> AsyncIterator[Bench]:
         ):
             host.cover(hidden)
             network = Bridge(Place(work, None, None), (spec,), nursery, _say_nothing)
-            yield Bench(spec, work, cgroups, host, launcher, reaper, network)
+            mirrors = Mirrors(work / "proc", nursery, _fail)
+            yield Bench(spec, work, cgroups, host, launcher, reaper, network, mirrors)
             await network.close()
+            mirrors.clear()
+            nursery.cancel_scope.cancel()
     finally:
         cgroups.close()
         host.close()
+
+
+def _fail(text: str) -> None:
+    raise RuntimeError(text)
 
 
 def _say_nothing(_event: str, **_fields: object) -> None:

@@ -41,6 +41,7 @@ def variants(spec: JobSpec) -> dict[str, JobSpec]:
         "seccomp": evolve(bare, seccomp="default"),
         'network = "none"': evolve(bare, network="none"),
         **({'network = "bridge"': evolve(bare, network="bridge")} if nft.program() else {}),
+        'proc = "limits"': evolve(bare, proc="limits"),
         "user namespace": evolve(bare, user_namespace=MAPPED),
         "user namespace, files not mapped": evolve(bare, user_namespace=PLAIN),
         "all three": evolve(spec, user_namespace=MAPPED),

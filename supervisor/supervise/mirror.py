@@ -1,6 +1,6 @@
 """The files that show the jobs of an instance their share, and who writes them when.
 
-May import: everything above `supervise`, `supervise.run` (its type only), trio.
+May import: everything above `supervise`, trio.
 
     RUNTIME/NAME/proc/RUN/FILE   laid over the kernel's by the job's init, read-only
 
@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
+from supervisor.cgroup.api import JobCgroup
 from supervisor.container import mirror, mirror_text
 from supervisor.errors import KernelError
 from supervisor.linux import proc, readgate
-
-if TYPE_CHECKING:
-    from supervisor.supervise.run import Run
+from supervisor.model.job import JobSpec
+from supervisor.model.limits import Limits
 
 SHORTEST, LONGEST = 0.05, 1.0
 """Seconds for which readers get what is there, once one of them has been answered."""
@@ -40,6 +40,17 @@ Inode = tuple[int, int]
 """A file's device, and its number there."""
 
 SNAPSHOT = 'proc = "limits": files there change only with a limit, not while the job runs'
+
+
+class Shown(Protocol):
+    """Of a run, what its files show, and who is told of trouble: `supervise.run.Run`."""
+
+    id: str
+    spec: JobSpec
+    limits: Limits
+    cgroup: JobCgroup
+
+    def warn(self, text: str) -> None: ...
 
 
 class Mirrors:
@@ -66,9 +77,10 @@ class Mirrors:
             raise KernelError("remove", str(self._directory), error.errno or 0) from error
 
     @contextmanager
-    def opened(self, run: Run) -> Iterator[Mirror]:
-        """The files of a run.  Raises KernelError."""
-        one = Mirror(run, self._directory / run.id, self.machine)
+    def opened(self, run: Shown, *, time_namespaces: bool) -> Iterator[Mirror]:
+        """The files of a run that starts now.  Raises KernelError."""
+        booted = mirror.booted(run.spec, time_namespaces=time_namespaces)
+        one = Mirror(run, self._directory / run.id, self.machine, booted)
         try:
             one.write()
             self._guard(one)
@@ -163,10 +175,14 @@ class Mirrors:
 
 
 class Mirror:
-    """Those of one run; `machine` tells of the host."""
+    """Those of one run; `machine` tells of the host, `booted` is the time of its boot."""
 
     def __init__(
-        self, run: Run, directory: Path, machine: Callable[[], mirror_text.Machine]
+        self,
+        run: Shown,
+        directory: Path,
+        machine: Callable[[], mirror_text.Machine],
+        booted: int,
     ) -> None:
         self.directory = directory
         self.fresh_until = 0.0
@@ -177,8 +193,7 @@ class Mirror:
         self._run = run
         self._machine = machine
         self._book = mirror_text.Book(time.monotonic())
-        facts = run.shared.host.facts()
-        self._booted = mirror.booted(run.spec, time_namespaces=facts.time_namespaces)
+        self._booted = booted
         self._written: dict[str, bytes] = {}
         self._files: dict[str, int] = {}
         self.inodes: dict[Inode, int] = {}
@@ -248,7 +263,7 @@ class Mirror:
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._run.emit("cleanup_failed", text=str(error))
+            self._run.warn(f"cannot remove {self.directory}: {error}")
 
 
 def _if_there(path: str) -> str:

@@ -246,7 +246,8 @@ class Run:
         if self.spec.proc == "host":
             yield
             return
-        with self.shared.mirrors.opened(self) as self.mirror:
+        spaces = self.shared.host.facts().time_namespaces
+        with self.shared.mirrors.opened(self, time_namespaces=spaces) as self.mirror:
             storage.layers.mirror = str(self.mirror.directory)
             yield
 
