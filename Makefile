@@ -18,7 +18,7 @@ help:
 	@echo 'make vm-shell   a shell in such a guest (VM=qemu: the complete one)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make bench      compare the start of a container with crun, runc and bwrap'
-	@echo 'make docs       write docs/config.md anew from the table of settings'
+	@echo 'make docs       write anew what is generated: docs/config.md, operations.md, supervise.1'
 	@echo 'make clean      remove what these commands made'
 	@echo 'PYTHON=...      the Python to use (3.11 or later; now: $(PYTHON))'
 
@@ -50,6 +50,7 @@ bench: $(VENV)/test.stamp
 
 docs: $(VENV)/test.stamp
 	$(BIN)/python -m supervisor.front.configdoc >docs/config.md
+	$(BIN)/python -m supervisor.front.manual
 
 clean:
 	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -313,6 +313,8 @@ def _init(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--systemd", action="store_true", help="print a unit instead, supervise@.service"
     )
+    verb.add_argument("--man", action="store_true", help="print the man page instead, supervise.1")
+    verb.epilog = "examples:\n  supervise init > jobs.toml\n  supervise init --man | man -l -"
     verb.set_defaults(verb=_do_init)
 
 
@@ -401,6 +403,11 @@ def _do_commit(args: argparse.Namespace) -> int:
 def _do_init(args: argparse.Namespace) -> int:
     from supervisor.front import example
 
+    if args.man:
+        from supervisor.front.manual import man_page
+
+        print(man_page(), end="")
+        return 0
     print(example.unit() if args.systemd else example.text(), end="")
     return 0
 

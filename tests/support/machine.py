@@ -41,7 +41,8 @@ class Machine:
     def run(self, command: str, seconds: float = 120) -> tuple[int, list[str]]:
         """The command's status and what it and those in the background have said meanwhile."""
         assert self.shell.stdin is not None
-        self.shell.stdin.write(f"eval {shlex.quote(command)} </dev/null; echo $? >&{self.mark}\n")
+        words = f"(exit ${{LAST-0}}); eval {shlex.quote(command)} </dev/null; LAST=$?"
+        self.shell.stdin.write(f"{words}; echo $LAST >&{self.mark}\n")
         self.shell.stdin.flush()
         if not select.select([self.told], [], [], seconds)[0]:
             raise AssertionError(

@@ -60,6 +60,13 @@ def test_policies_and_example_are_in_the_wheel(installed: Path) -> None:
     assert example == (ROOT / "config.toml.example").read_bytes()
 
 
+def test_the_man_page_is_installed_where_man_looks(installed: Path) -> None:
+    (page,) = installed.glob("*.data/data/share/man/man1/supervise.1")
+    assert page.read_bytes() == (ROOT / "docs/supervise.1").read_bytes()
+    show = "from supervisor.front.manual import man_page; print(man_page(), end='')"
+    assert in_installed(installed, show) == page.read_text()
+
+
 def test_the_unit_of_an_installation_calls_that_installation(installed: Path) -> None:
     """Wherever it is, in systemd's quotes; without a file named `supervise`, by its module."""
     command = installed / "a place of 100%" / "supervise"
