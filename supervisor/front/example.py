@@ -32,7 +32,9 @@ def unit() -> str:
     systemd wants an absolute path, or looks in a few directories of its own.
     """
     template = _file(UNIT, f"docs/{UNIT}").read_text(encoding="utf-8")
-    return template.replace("ExecStart=supervise ", f"ExecStart={_command()} ")
+    for line in ("ExecStart", "ExecReload"):
+        template = template.replace(f"{line}=supervise ", f"{line}={_command()} ")
+    return template
 
 
 def _file(packed: str, checkout: str) -> Path:

@@ -1,4 +1,4 @@
-"""Telling a service manager how it is going, by sd_notify(3): ready, status, stopping, watchdog.
+"""Telling a service manager how it is going, by sd_notify(3): ready, reloading, stopping, watchdog.
 
 The protocol is one datagram of VARIABLE=VALUE lines to the unix socket that $NOTIFY_SOCKET names
 ("@" stands for the zero byte of an abstract one).  Whatever that socket does, no job is harmed:
@@ -9,11 +9,13 @@ May import: `model`, `record`, `supervise`, trio.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import trio
 from attrs import frozen
@@ -108,9 +110,11 @@ async def informed(
     manager = Manager(address, log)
     try:
         async with trio.open_nursery() as nursery:
-            changed = _Changed()
+            changed, reloads = _Changed(), _Reloads()
             log.subscribe(changed)
+            log.subscribe(reloads)
             nursery.start_soon(_begin, manager, instance, changed)
+            nursery.start_soon(_reloading, manager, instance, reloads)
             if address.watchdog:
                 nursery.start_soon(_watchdog, manager, address.watchdog / 2)
             yield
@@ -133,6 +137,30 @@ class _Changed:
     async def wait(self) -> None:
         await self._event.wait()
         self._event = trio.Event()
+
+
+class _Reloads:
+    """A subscriber of the event log that hands on when a reload begins (True) and ends (False)."""
+
+    OF: ClassVar = {"reloading": True, "reloaded": False, "reload_failed": False}
+
+    def __init__(self) -> None:
+        self._send, self.seen = trio.open_memory_channel[bool](math.inf)
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        begins = self.OF.get(entry["event"])
+        if begins is not None:
+            self._send.send_nowait(begins)
+
+
+async def _reloading(manager: Manager, instance: Instance, reloads: _Reloads) -> None:
+    """RELOADING, with the time that systemd tells a stale READY by; READY when it is over."""
+    async for begins in reloads.seen:
+        if begins:
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            await manager.tell(RELOADING=1, MONOTONIC_USEC=now)
+        else:
+            await manager.tell(READY=1, STATUS=status(instance))
 
 
 async def _begin(manager: Manager, instance: Instance, changed: _Changed) -> None:

@@ -5,6 +5,7 @@ May import: everything.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -87,8 +88,14 @@ class _Show:
         width = os.get_terminal_size(out.fileno()).columns if out.isatty() else None
         colour = self.colour_err if self.as_json else self.colour_out
         ordered = sorted(instance.records, key=lambda record: record.finished_at or "")
-        out.write(summary.summary(ordered, wall, colour=colour, width=width))
-        out.flush()
+        try:
+            out.write(summary.summary(ordered, wall, colour=colour, width=width))
+            out.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # the terminal has hung up; so that Python's exit does not try once more:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 async def _up(

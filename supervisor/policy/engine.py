@@ -74,17 +74,19 @@ class Engine:
         self._call = call
         self._deadline = deadline
         self._general: dict[str, tuple[Policy, ...]] = {}
+        self._added: dict[str, Policy] = {}
         self.replace(policies)
 
     def replace(self, policies: Iterable[Policy]) -> None:
         """Ask these from now on; questions that are under way are answered by those of before."""
-        self._policies = {policy.name: policy for policy in policies}
+        self._policies = self._added | {policy.name: policy for policy in policies}
         self._faults = dict.fromkeys(self._policies, 0)
         self._sort()
 
     def add(self, policies: Iterable[Policy]) -> None:
         """Those that are not known yet, to be asked by the jobs that name them."""
         new = {each.name: each for each in policies if each.name not in self._policies}
+        self._added |= new
         self._policies |= new
         self._faults |= dict.fromkeys(new, 0)
         self._sort()

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import trio
+
 from supervisor.errors import StateError
 from supervisor.model.limits import Limits
 from supervisor.model.record import Reason
@@ -17,6 +19,9 @@ from supervisor.model.state import State
 from supervisor.supervise import limiting
 from supervisor.supervise.job import Job
 from supervisor.supervise.run import Run
+
+PATIENCE = 10.0
+"""Seconds to wait for a job that is being started."""
 
 
 async def set_limits(
@@ -85,7 +90,10 @@ async def _present(job: Job) -> Run | None:
     run = job.run_now
     if run is None or job.state is State.BACKOFF:
         return None
-    await run.settled.wait()
+    with trio.move_on_after(PATIENCE):
+        await run.settled.wait()
+    if not run.settled.is_set():
+        raise StateError("the job is still being started")
     if job.run_now is run and run.state is State.STOPPING:
         raise StateError("the job is being stopped")
     return run if job.run_now is run and run.alive else None

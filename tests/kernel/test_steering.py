@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +20,8 @@ from supervisor.cgroup import files
 from supervisor.front.verbs.client import Client, Refused
 from supervisor.linux import proc
 from tests.support.batch import PATIENCE, Batch
-from tests.support.command import Done
+from tests.support.command import ROOT, Done
+from tests.support.images import Built, file, folder, layer
 
 pytestmark = pytest.mark.kernel
 
@@ -128,7 +132,7 @@ def test_what_cannot_be_is_refused_with_the_reason(batch: Batch, ask: Ask) -> No
             done = ask("set", "one", *words)
             assert (done.status, done.stdout) == (1, ""), done
             assert "one: " in done.stderr and why in done.stderr, done
-        assert ask("set", "--next", "one", "cpuset=0").status == 0
+        assert ask("set", "--next", "one", "open_files=100").status == 0
         assert ask("set", "nobody", "pids=9").status == 2
         assert ask("set", "one", "pids").status == 2
 
@@ -522,3 +526,103 @@ def test_reloads_while_jobs_come_and_go(batch: Batch, client: Client) -> None:
         result = running.finish()
     assert result.status == 0
     assert set(result.reasons.values()) <= {"succeeded", "stopped", "skipped"}
+
+
+def switches(pid: int) -> int:
+    """How often the process has gone to sleep (proc_pid_status(5)), threads left out."""
+    text = proc.read_file(f"/proc/{pid}/status")
+    return int(text.split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+def test_an_instance_that_stays_sleeps(batch: Batch, client: Client) -> None:
+    with batch.start("", top=STAY) as running:
+        until_there(batch)
+        assert client.post("jobs", body={"name": "j", "job": {"command": "true"}, "wait": True})
+        before = -1
+        while (now := switches(running.process.pid)) != before:  # the last of it settles
+            before = now
+            subprocess.run(["sleep", "0.5"], check=True)
+        subprocess.run(["sleep", "2"], check=True)
+        assert switches(running.process.pid) == before
+        running.signal(signal.SIGTERM)
+        assert running.finish().status == 0
+
+
+HOLDING = """
+import os, time
+from supervisor.policy.hookspec import hookimpl
+
+@hookimpl
+def on_memory_limit(job, event):
+    while event.held and not os.path.exists({release!r}):
+        time.sleep(0.01)
+"""
+
+
+def test_a_job_held_at_its_limit_is_paused_raised_and_goes_on(
+    batch: Batch, client: Client, tmp_path: Path
+) -> None:
+    """It is held while its policy thinks, which then has nothing to say."""
+    policy, release = tmp_path / "holding.py", tmp_path / "release"
+    policy.write_text(HOLDING.format(release=str(release)))
+    eater = EATER.replace("256M", "24M").replace("time.sleep(1000)", "print(len(b))")
+    with batch.start(eater, top=f'plugins = ["{policy}"]') as running:
+        running.wait_for("reached its memory limit of 24.0M, held")
+        client.post("jobs", "eater", "pause", body={})
+        assert client.get("jobs", "eater")["status"]["state"] == "frozen"
+        client.post("jobs", "eater", "resume", body={})
+        assert client.get("jobs", "eater")["status"]["state"] == "held"
+        client.post("jobs", "eater", "pause", body={})
+        client.ask("PATCH", "jobs", "eater", "limits", body={"limits": {"memory": "256M"}})
+        assert client.get("jobs", "eater")["status"]["state"] == "frozen"
+        client.post("jobs", "eater", "resume", body={})
+        release.touch()
+        result = running.finish()
+    assert result["eater"]["reason"] == "succeeded"
+    assert [one["value"] for one in result["eater"]["memory"]["limit_history"]] == [
+        24 * MIB,
+        256 * MIB,
+    ]
+
+
+def test_of_a_terminal_that_has_hung_up_it_means_the_end(batch: Batch) -> None:
+    """kill -HUP rereads the file; a closed terminal ends the instance, as it did before."""
+    batch.write(ONE)
+    pid, master = pty.fork()
+    if pid == 0:
+        os.environ.update(batch.where.environment, PYTHONPATH=str(ROOT))
+        os.execv(sys.executable, [sys.executable, "-m", "supervisor", str(batch.path), "--plain"])
+    text = ""
+    while " one started" not in text:
+        text += os.read(master, 4096).decode()
+    os.kill(pid, signal.SIGHUP)
+    while "nothing has changed" not in text:
+        text += os.read(master, 4096).decode()
+    os.close(master)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert batch.entries("supervisor_stopped")[0]["interrupted"] == "SIGHUP"
+    batch.assert_clean()
+
+
+def test_an_instance_may_end_without_ever_having_had_a_job(batch: Batch) -> None:
+    with batch.start("", top=STAY) as running:
+        until_there(batch)
+        running.signal(signal.SIGTERM)
+        assert running.finish().status == 0
+
+
+def test_a_job_in_an_image_is_submitted_where_there_was_none(
+    batch: Batch, ask: Ask, busybox: Path, tmp_path: Path
+) -> None:
+    base = layer(
+        *(folder(name) for name in ("bin", "dev", "etc", "proc", "run", "sys", "tmp")),
+        file("bin/sh", busybox.read_bytes(), 0o755),
+    )
+    built = Built([base], {"Cmd": ["sh", "-c", "echo in it"], "Env": ["PATH=/bin"]})
+    with batch.start(ONE) as running:
+        running.wait_started("one")
+        root = f"oci:{built.layout(tmp_path / 'layout', '1')}:1"
+        done = ask("submit", "--wait", "--json", "--name", "boxed", "--root", root)
+        assert done.status == 0, done
+        assert batch.output(json.loads(done.stdout)) == "in it\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,3 +180,23 @@ async def test_a_manager_that_goes_away_is_told_of_once(path: str, log: EventLog
             while "warning" not in told:
                 await trio.sleep(0.01)
     assert told == ["job_ended", "warning"]
+
+
+async def test_a_reload_is_told_from_its_beginning_to_its_end(
+    path: str, listener: Listener, log: EventLog
+):
+    instance = Instance.of(State.RUNNING)
+    async with notify.informed(notify.Address(path), instance, log):
+        assert (await listener.hear())["READY"] == "1"
+        for end in ("reloaded", "reload_failed"):
+            before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            log.emit("reloading", by="SIGHUP")
+            log.emit(end, by="SIGHUP")
+            heard = [await listener.hear(), await listener.hear()]
+            told = [one for one in heard if "RELOADING" in one or "READY" in one]
+            while len(told) < 2:  # a STATUS may come in between
+                one = await listener.hear()
+                told += [one] if "RELOADING" in one or "READY" in one else []
+            assert told[0]["RELOADING"] == "1"
+            assert int(told[0]["MONOTONIC_USEC"]) >= before
+            assert told[1]["READY"] == "1"

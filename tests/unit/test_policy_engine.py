@@ -365,3 +365,16 @@ async def test_notify_passes_through(tmp_path: Path) -> None:
 
 def test_the_lines_of_the_plugins_here_are_as_counted() -> None:
     assert HEADER.count("\n") == 4
+
+
+async def test_others_are_asked_once_they_have_taken_the_place(tmp_path: Path) -> None:
+    """What a job handed in has brought along stays, whatever the configuration has now."""
+    spec = evolve(SPEC, hooks={"on_memory_limit": PolicyName("grow-memory")})
+    first, second = plugin(tmp_path, "first", DECIDES), plugin(tmp_path, "second", DECIDES)
+    asks = Engine(load([first]), HookCaller())
+    asks.add(load([], {"grow-memory": {"max": "128M"}}, [spec]))
+    assert (await asks.decide(AT_LIMIT, view())).by == "first"
+    assert (await asks.decide(AT_LIMIT, view(spec))).by == "grow-memory"
+    asks.replace(load([second]))
+    assert (await asks.decide(AT_LIMIT, view())).by == "second"
+    assert (await asks.decide(AT_LIMIT, view(spec))).by == "grow-memory"

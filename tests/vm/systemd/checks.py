@@ -312,3 +312,21 @@ def test_a_user_without_root_runs_jobs_in_a_scope_of_their_own() -> None:
     scope = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice/mine.scope"
     assert any(file.startswith(f"{scope}/supervise.mine/") for file in read), read
     eventually(lambda: not Path(scope).exists())
+
+
+def test_a_reload_takes_the_file_or_fails(make: Callable[..., Unit]) -> None:
+    one = '[jobs.one]\ncommand = "sleep 1000"\n'
+    unit = make("reread", one)
+    unit.start()
+    path = Path("/etc/supervise/reread.toml")
+    path.write_text(f'{one}limits.memory = "48M"\n[jobs.two]\ncommand = "sleep 1000"\n')
+    call("systemctl", "reload", unit.unit)
+    eventually(lambda: unit.show("StatusText") == "2 running")
+    (change,) = [e for e in unit.events if e["event"] == "limit_changed"]
+    assert (change["job"], change["to"], change["by"]) == ("one", 48 << 20, "root (uid 0)")
+    path.write_text(one + 'comand = "x"\n')
+    call("systemctl", "reload", unit.unit, status=None)
+    assert [e["event"] for e in unit.events if "reload" in e["event"]] == [
+        "reloading", "reloaded", "reloading", "reload_failed",
+    ]  # fmt: skip
+    assert (unit.show("ActiveState"), unit.show("StatusText")) == ("active", "2 running")
