@@ -237,6 +237,12 @@ def _volume(verb: argparse.ArgumentParser) -> None:
     configure(verb)
 
 
+def _replay(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.replaying import configure
+
+    configure(verb)
+
+
 def _explain(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.verbs.explain import configure
 
@@ -426,6 +432,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "stop": ("stop jobs of a running instance, or all of it", _stop),
     "kill": ("kill jobs at once, or send them a signal", _kill),
     "explain": ("why a job ended, what happened to it so far, or what it waits for", _explain),
+    "replay": ("what other policies would have decided about recorded events", _replay),
     "history": ("the runs of before: which there were, why they ended, and on what", _history),
     "pause": ("freeze jobs where they are", _verb("steer", "configure_pause")),
     "resume": ("let paused jobs go on", _verb("steer", "configure_resume")),

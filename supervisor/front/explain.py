@@ -181,7 +181,7 @@ def _asked(
     entry: Entry, rest: Sequence[Entry], story: Mapping[str, Any], *, hook: str
 ) -> Iterator[str]:
     """Who was asked about an event, what they said, and what follows."""
-    about = _answered(entry, rest, hook)
+    about = answered(entry, rest, hook)
     due = _default(entry, story)
     if about is None:
         if due:
@@ -196,7 +196,7 @@ def _asked(
         yield f"    nobody decided; so {due}"
 
 
-def _answered(entry: Entry, rest: Sequence[Entry], hook: str) -> Entry | None:
+def answered(entry: Entry, rest: Sequence[Entry], hook: str) -> Entry | None:
     """The decision about an event: the next at its hook, before another of its kind."""
     for later in rest:
         if later["event"] == entry["event"]:
