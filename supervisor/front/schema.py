@@ -117,6 +117,9 @@ SUPERVISOR = Table((
     Setting("runtime_dir", HOST_PATH, "Where the lock and the socket are, gone after a reboot.",
             "`/run/supervise`; without root `$XDG_RUNTIME_DIR/supervise`, or `run` in "
             "`state_dir`", '"/run/supervise"'),
+    Setting("socket_group", Kind("name or number of a group", kinds.account_group, "GROUP"),
+            "Its members may look by the socket (`docs/socket.md`), and change nothing.", "none",
+            '"adm"'),
     Setting("plugins", Kind("array of bundled or installed names, or paths of .py files",
                             kinds.array(kinds.plugin, "an array of policies"), "NAME|PATH"),
             "Policies, asked in this order; the first verdict decides.", "[]",

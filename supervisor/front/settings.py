@@ -77,6 +77,7 @@ class SupervisorSettings:
     runs: Runs = Runs()
     events: Events = Events()
     when_done: Literal["exit", "stay"] = "exit"
+    socket_group: str | None = None
 
 
 @frozen

@@ -20,6 +20,7 @@ from supervisor import __version__
 from supervisor.control.routes import About
 from supervisor.control.server import NAME as SOCKET
 from supervisor.control.server import served
+from supervisor.errors import ConfigError
 from supervisor.front import config as configuration
 from supervisor.front import imaging, journal, lines, live, notify, summary
 from supervisor.front.config import Config
@@ -48,6 +49,21 @@ def up(path: Path, *, as_json: bool, plain: bool, color: str) -> int:
     )
     reader = ConfigReader(path, config, policies)
     return trio.run(_up, config, reader, _Show(as_json, plain, color), service_manager)
+
+
+def _group(config: Config) -> int | None:
+    """The number of the group that may look by the socket.  Raises ConfigError."""
+    import grp
+
+    name = config.supervisor.socket_group
+    if name is None or name.isdecimal():
+        return None if name is None else int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        where = config.where("supervisor", "socket_group")
+        text = f"{where}: supervisor.socket_group: no group of this host is named {name}"
+        raise ConfigError([text]) from None
 
 
 class _Show:
@@ -101,7 +117,7 @@ class _Show:
 async def _up(
     config: Config, reader: ConfigReader, show: _Show, told: notify.Address | None
 ) -> int:
-    settings = settings_of(config)
+    settings, group = settings_of(config), _group(config)
     assert settings.state is not None
     manager = examine(settings, config.jobs)
     settings.state.make()
@@ -112,7 +128,7 @@ async def _up(
         async with (
             _recorded(config, settings.state, log),
             open_instance(settings, config.jobs, policies, log, manager, reader) as instance,
-            served(instance, log, _about(config, settings, instance)),
+            served(instance, log, _about(config, settings, instance), group),
         ):
             async with show.running(settings.name, instance, log), trio.open_nursery() as nursery:
                 await nursery.start(obey_signals, instance)

@@ -19,7 +19,7 @@ NOBODY = 65534
 PATIENCE = 60
 PACKAGES = ("attr", "attrs", "cattrs", "cattr", "pluggy", "trio", "outcome", "sniffio",
             "sortedcontainers", "idna", "structlog", "typing_extensions.py", "pyinotify.py",
-            "pyroute2", "pyseccomp.py", "elftools")  # fmt: skip
+            "pyroute2", "pyseccomp.py", "elftools", "h11")  # fmt: skip
 
 Nobody = tuple[Callable[..., subprocess.CompletedProcess[str]], Path]
 """How to run the command, and nobody's home.
