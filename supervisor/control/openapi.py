@@ -160,6 +160,7 @@ def _operation(route: Route, schemas: Schemas) -> Schema:
         "summary": route.summary,
         "operationId": _name(route),
         "x-access": route.access,
+        **({"x-checks-more": True} if route.checks_more else {}),
         "parameters": parameters,
         "responses": _responses(route, schemas),
     }

@@ -141,6 +141,9 @@ class Route:
     """Of an answer that is no error."""
     streams: bool = False
     """Whether it answers with Lines of `answer`."""
+    checks_more: bool = False
+    """Whether a body may be refused (400) that its class allows: settings (docs/config.md) have
+    parsers that no schema describes."""
     upgrade: str = ""
     """The protocol of a Takeover, in lower case."""
 

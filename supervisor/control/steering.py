@@ -131,6 +131,7 @@ ROUTES = (
         "steer",
         "set limits of a job, all of them or none; the limits in force then",
         body=SetLimits,
+        checks_more=True,
         answer=Limits,
     ),
     Route(

@@ -65,6 +65,7 @@ ROUTES = (
         "steer",
         "run a job that the configuration does not have",
         body=Submit,
+        checks_more=True,
         answer=Submitted,
         status=201,
     ),
