@@ -162,6 +162,7 @@ def _up(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="one record a line as runs end")
     verb.add_argument("--plain", action="store_true", help="lines instead of the live table")
     _colour(verb)
+    verb.epilog = "examples:\n  supervise up jobs.toml\n  supervise jobs.toml --json > records"
     verb.set_defaults(verb=_do_up)
 
 
@@ -185,18 +186,21 @@ def _run(verb: argparse.ArgumentParser) -> None:
 def _check(verb: argparse.ArgumentParser) -> None:
     _config(verb)
     verb.add_argument("--show", action="store_true", help="print the merged, resolved view")
+    verb.epilog = "example:\n  supervise check jobs.toml --show"
     verb.set_defaults(verb=_do_check)
 
 
 def _plan(verb: argparse.ArgumentParser) -> None:
     _config(verb)
     verb.add_argument("job", metavar="JOB", nargs="?", help="one job (default: all)")
+    verb.epilog = "example:\n  supervise plan jobs.toml compress"
     verb.set_defaults(verb=_do_plan)
 
 
 def _doctor(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="the table as JSON")
     _colour(verb)
+    verb.epilog = "example:\n  supervise doctor --json | jq -r '.[].fix'"
     verb.set_defaults(verb=_do_doctor)
 
 
@@ -324,6 +328,12 @@ def _init(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(verb=_do_init)
 
 
+def _completion(verb: argparse.ArgumentParser) -> None:
+    from supervisor.front.completion import configure
+
+    configure(verb)
+
+
 def _rootfs(verb: argparse.ArgumentParser) -> None:
     from supervisor.front.rootfs import configure
 
@@ -446,6 +456,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "image": ("get images; list, inspect and remove those that are there", _image),
     "commit": ("make an image of what a run has written on top of its own", _commit),
     "volume": ("list and remove the named volumes of a state directory", _volume),
+    "completion": ("print the completion script of a shell", _completion),
     "init": ("print an example configuration", _init),
     "rootfs": ("build a minimal root from programs and what they need", _rootfs),
 }
