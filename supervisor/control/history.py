@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from supervisor.control.routes import Answer, Ask, Json, Refusal, Route
 from supervisor.errors import SupervisorError
@@ -33,10 +33,10 @@ class Search:
     """
 
     job: str | None = None
-    reason: str | None = None
+    reason: str | None = field(default=None, metadata={"schema": {"enum": list(map(str, Reason))}})
     since: str | None = None
     until: str | None = None
-    limit: int = 50
+    limit: int = field(default=50, metadata={"schema": {"minimum": 1, "maximum": MOST}})
 
 
 @frozen

@@ -131,6 +131,8 @@ def bound(case: Any) -> None:
         query["follow"] = "false"
     if case.operation.path.endswith("/wait"):
         query["timeout"] = "1ms"
+    if case.operation.path.endswith("/stats/follow"):
+        query |= {"count": "1", "interval": "0.25"}
     if case.operation.path.endswith("/stats"):
         query["over"] = "0"
     if case.operation.path.endswith("/stats/follow"):
