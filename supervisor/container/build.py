@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attrs import field, frozen
 
 from supervisor.cgroup.api import Entry
 from supervisor.container import (
@@ -39,6 +42,22 @@ RLIMITS = {
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+@frozen
+class Command:
+    """What is to be run in a job beside its own command.
+
+    `user` as in a job ("name", "name:group", numbers), None for the job's; `working_dir` "" for
+    the job's; `terminal` its rows and columns, or None.  `stays`: it outlives the supervisor.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(factory=dict)
+    user: str | None = None
+    working_dir: str = ""
+    terminal: tuple[int, int] | None = None
+    stays: bool = False
+
+
 def request(spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: Layers) -> Request:
     """All that is needed to start `spec`; raises SpawnError for what can be told ahead."""
     base_of(spec)
@@ -50,14 +69,12 @@ def request(spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: La
     identity = users.look_up(view.of(spec), spec.user, spec.user_group)
     env = environment(spec, identity)
     user_map = _user_map(spec, facts, identity)
-    allowed = capabilities(spec)
     if user_map is None:
         _check_grantable(spec, facts)
     operations = rootfs.plan(spec, facts, layers, identity.uid)
     rootfs.check_possible(spec, facts, operations)
     return Request(
         run=run,
-        flags=host.clone_flags(network=spec.network != "host", user=user_map is not None),
         user_map=user_map,
         map_helpers=_helpers(spec, facts),
         init_files=entry.init_files,
@@ -69,22 +86,82 @@ def request(spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: La
         hostname=spec.hostname or spec.name[:64],
         loopback=spec.network != "host",
         awaits_network=spec.network == "bridge",
-        clocks=mirror.clocks(spec, time_namespaces=facts.time_namespaces),
         shown=results.shown(spec),
-        argv=tuple(os.fsencode(word) for word in spec.command),
-        env={os.fsencode(k): os.fsencode(v) for k, v in env.items()},
-        search=tuple(os.fsencode(d or ".") for d in env["PATH"].split(":")),
-        uid=identity.uid,
-        gid=identity.gid,
-        groups=identity.groups,
-        capabilities=tuple(sorted(allowed)),
-        ambient=_ambient(spec) if identity.uid else (),
-        rlimits=_rlimits(spec, facts),
-        oom_score_adj=spec.oom_score_adj,
-        landlock=landlock.restriction(spec),
-        filters=seccomp.programs(spec.seccomp, allowed),
         working_dir=spec.working_dir,
+        terminal=None,
+        enters=0,
+        hands_over=not facts.traces,
+        dies_with_us=False,
+        **_of_payload(spec, facts, user_map, spec.command, identity, env),
     )
+
+
+def entering(
+    spec: JobSpec, run: str, entry: Entry, facts: host.Facts, init: int, command: Command
+) -> Request:
+    """What puts `command` into the running job whose init has the pid `init`.
+
+    Raises SpawnError.  Nothing is looked up by a path of the job's: it may have changed them all.
+    """
+    identity = _identity_in(spec, command)
+    env = environment(spec, identity) | dict(command.environment)
+    user_map = _user_map(spec, facts, identity)
+    return Request(
+        run=run,
+        user_map=user_map,
+        map_helpers=(),
+        init_files=entry.payload_files,
+        init_dir=entry.payload_dir,
+        payload_files=(),
+        payload_dir=None,
+        operations=(),
+        has_layer=False,
+        hostname="",
+        loopback=False,
+        awaits_network=False,
+        shown=(),
+        working_dir=command.working_dir or spec.working_dir,
+        terminal=command.terminal,
+        enters=init,
+        hands_over=False,
+        dies_with_us=not command.stays,
+        **_of_payload(spec, facts, user_map, command.argv, identity, env),
+    )
+
+
+def _identity_in(spec: JobSpec, command: Command) -> users.Identity:
+    if command.user is None:
+        return users.look_up(view.of(spec), spec.user, spec.user_group)
+    user, _, group = command.user.partition(":")
+    return users.look_up(view.of(spec), user or None, group or None)
+
+
+def _of_payload(
+    spec: JobSpec,
+    facts: host.Facts,
+    user_map: idmaps.Maps | None,
+    argv: tuple[str, ...],
+    identity: users.Identity,
+    env: Mapping[str, str],
+) -> dict[str, Any]:
+    """The walls, and what is to be run behind them: the same for all of a job's commands."""
+    allowed = capabilities(spec)
+    return {
+        "flags": host.clone_flags(network=spec.network != "host", user=user_map is not None),
+        "clocks": mirror.clocks(spec, time_namespaces=facts.time_namespaces),
+        "argv": tuple(os.fsencode(word) for word in argv),
+        "env": {os.fsencode(k): os.fsencode(v) for k, v in env.items()},
+        "search": tuple(os.fsencode(d or ".") for d in env["PATH"].split(":")),
+        "uid": identity.uid,
+        "gid": identity.gid,
+        "groups": identity.groups,
+        "capabilities": tuple(sorted(allowed)),
+        "ambient": _ambient(spec) if identity.uid else (),
+        "rlimits": _rlimits(spec, facts),
+        "oom_score_adj": spec.oom_score_adj,
+        "landlock": landlock.restriction(spec),
+        "filters": seccomp.programs(spec.seccomp, allowed),
+    }
 
 
 def _helpers(spec: JobSpec, facts: host.Facts) -> tuple[str, ...]:

@@ -110,6 +110,12 @@ def join_cgroup(files: tuple[str, ...]) -> None:
             raise StageError("cgroup", error, path) from None
 
 
+def become_root() -> None:
+    """Root of the user namespace: the host's own, to whom its cgroups belong, no longer."""
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
 def set_up(request: Request, operations: list[Operation], context: Context) -> None:
     """Make this process's new namespaces a container: mounts, network, host name, clocks."""
     for operation in operations:
@@ -120,11 +126,11 @@ def set_up(request: Request, operations: list[Operation], context: Context) -> N
             raise StageError("mounts", error, text=text) from None
     context.close()
     if request.loopback:
-        _guard("network", loopback_up)
+        guard("network", loopback_up)
     if request.hostname:
-        _guard("hostname", syscalls.sethostname, request.hostname)
+        guard("hostname", syscalls.sethostname, request.hostname)
     if request.clocks is not None:
-        _guard("time_namespace", _shift_clocks, request, *request.clocks)
+        guard("time_namespace", _shift_clocks, request, *request.clocks)
 
 
 def await_network(status: int) -> None:
@@ -173,7 +179,8 @@ def _shift_clocks(request: Request, monotonic: int, boottime: int) -> None:
         file.write(b"".join(lines))
 
 
-def _guard(stage: str, function: object, *arguments: object) -> None:
+def guard(stage: str, function: object, *arguments: object) -> None:
+    """Call `function`; an OSError of it is a failure of that stage."""
     try:
         function(*arguments)  # type: ignore[operator]
     except OSError as error:
@@ -193,31 +200,38 @@ def run_payload(
     wrong, is the one descriptor that stays open until exec.
     """
     cgroup.join()
-    _guard("payload_cgroup", syscalls.unshare, constants.CLONE_NEWCGROUP)
+    guard("payload_cgroup", syscalls.unshare, constants.CLONE_NEWCGROUP)
     os.setsid()
     _take_streams(streams, errors)
+    if request.terminal is not None:
+        guard("terminal", fcntl.ioctl, 0, constants.TIOCSCTTY, 0)
     ruleset = -1 if request.landlock is None else _ruleset(request.landlock)
     for resource, soft, hard in request.rlimits:
-        _guard("rlimits", syscalls.setrlimit, resource, soft, hard)
-    _guard("keyring", syscalls.new_session_keyring)
-    if request.oom_score_adj is not None:
-        _guard("oom_score_adj", _set_oom_score_adj, request, request.oom_score_adj)
-    _guard("capabilities", caps.drop_bounding, bounding.difference(request.capabilities))
+        guard("rlimits", syscalls.setrlimit, resource, soft, hard)
+    guard("keyring", syscalls.new_session_keyring)
+    if request.oom_score_adj is not None and not request.enters:
+        guard("oom_score_adj", _set_oom_score_adj, request, request.oom_score_adj)
+    guard("capabilities", caps.drop_bounding, bounding.difference(request.capabilities))
     if request.ambient:
-        _guard("capabilities", caps.keep_through_setuid)
-    _guard("user", _become, request)
+        guard("capabilities", caps.keep_through_setuid)
+    guard("user", _become, request)
     if request.ambient:
-        _guard("capabilities", caps.make_ambient, frozenset(request.ambient))
-    _guard("capabilities", syscalls.prctl, constants.PR_SET_NO_NEW_PRIVS, 1)
+        guard("capabilities", caps.make_ambient, frozenset(request.ambient))
+    guard("capabilities", syscalls.prctl, constants.PR_SET_NO_NEW_PRIVS, 1)
+    # A change of ids has the kernel forget the one, and set the other to fs.suid_dumpable
+    # (kernel/cred.c, commit_creds).
+    guard("user", syscalls.prctl, constants.PR_SET_DUMPABLE, 0)
+    if request.dies_with_us:
+        guard("user", syscalls.prctl, constants.PR_SET_PDEATHSIG, 9)
     try:
         os.chdir(request.working_dir)
     except OSError as error:
         raise StageError("working_dir", error, request.working_dir) from None
     _signal.pthread_sigmask(_signal.SIG_SETMASK, _NO_SIGNALS)
     if ruleset >= 0:
-        _guard("landlock", landlock.restrict_self, ruleset)
+        guard("landlock", landlock.restrict_self, ruleset)
     for program in request.filters:
-        _guard("seccomp", syscalls.install_filter, program)
+        guard("seccomp", syscalls.install_filter, program)
     _exec(request)
 
 
@@ -233,7 +247,7 @@ def _take_streams(streams: tuple[int, int, int], errors: int) -> None:
         if first <= last:
             syscalls.close_range(first, last)
     for number in range(3):
-        _guard("init", _own_null, number)
+        guard("init", _own_null, number)
 
 
 def _own_null(number: int) -> None:
@@ -292,6 +306,11 @@ def _set_oom_score_adj(request: Request, value: int) -> None:
     """
     if request.user_map is not None:
         syscalls.prctl(constants.PR_SET_DUMPABLE, 1)
+    write_oom_score_adj(value)
+
+
+def write_oom_score_adj(value: int) -> None:
+    """Of this process, and of those it clones (proc(5))."""
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(fd, b"%d" % value)
     os.close(fd)

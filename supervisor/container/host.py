@@ -73,6 +73,7 @@ class Facts:
     covered     what the launcher has hidden in its view of the host's root
     open_files  (soft, hard) that jobs get, where the supervisor has raised its own
     bounding    the capabilities the supervisor may hand on, by number
+    traces      whether it may look at processes that are not dumpable, as inits are
     masked      (path, is a directory) of MASKED that exist; `read_only`: of READ_ONLY
     id_mounts   tells which mounts can be mapped; None: none can
     subordinate what an ordinary user may map beside his own id
@@ -87,6 +88,7 @@ class Facts:
     covered: tuple[str, ...] = ()
     open_files: tuple[int, int] | None = None
     bounding: frozenset[int] = frozenset()
+    traces: bool = True
     masked: tuple[tuple[str, bool], ...] = ()
     read_only: tuple[str, ...] = ()
     id_mounts: IdMounts | None = None
@@ -135,7 +137,8 @@ class Host:
 def look(work: str, private: tuple[str, ...] = (), id_mounts: IdMounts | None = None) -> Facts:
     """The host now.  Raises KernelError when /proc cannot be read."""
     submounts, pseudo = split(proc.mountinfo())
-    privileged = os.geteuid() == 0 and bool(caps.effective() >> caps.CAP_SYS_ADMIN & 1)
+    effective = caps.effective()
+    privileged = os.geteuid() == 0 and bool(effective >> caps.CAP_SYS_ADMIN & 1)
     return Facts(
         work=work,
         privileged=privileged,
@@ -143,6 +146,7 @@ def look(work: str, private: tuple[str, ...] = (), id_mounts: IdMounts | None = 
         pseudo=pseudo,
         private=private,
         bounding=caps.bounding(),
+        traces=privileged and bool(effective >> caps.CAP_SYS_PTRACE & 1),
         masked=tuple((path, os.path.isdir(path)) for path in MASKED if os.path.exists(path)),
         read_only=tuple(path for path in READ_ONLY if os.path.exists(path)),
         id_mounts=id_mounts,

@@ -16,7 +16,7 @@ import os
 import resource  # os.wait4 imports it, and in here nothing can be imported any more
 import time
 
-from supervisor.container import child, protocol
+from supervisor.container import child, protocol, terminals
 from supervisor.linux import constants, syscalls
 
 TYPE_CHECKING = False
@@ -59,14 +59,16 @@ def run(
     """Start the payload, be its init, and end this process.  StageError: it never started."""
     started = time.time()
     shown = _show(request.shown)
+    streams, master = terminals.open_streams(request, fds)
+    told = [*shown, *([master] if master >= 0 else []), *_namespaces(request)]
     _set_apart(request)
     syscalls.prctl(constants.PR_SET_DUMPABLE, 0)
-    payload = start_payload(request, cgroup, fds, bounding)
+    payload = start_payload(request, cgroup, fds, streams, bounding)
     status = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fds.status)
-    _tell_started(status, payload, shown)
+    _tell_started(status, payload, told)
     status.close()
     cgroup.close()
-    for fd in {fds.stdin, fds.stdout, fds.stderr, *shown}:
+    for fd in {fds.stdin, fds.stdout, fds.stderr, *streams, *told}:
         os.close(fd)
     os.dup2(0, 2)  # /dev/null: whoever reads the supervisor's stderr is not kept waiting by a job
     code, usage = _serve(payload)
@@ -85,6 +87,17 @@ def _show(paths: tuple[str, ...]) -> list[int]:
     return found
 
 
+def _namespaces(request: Request) -> list[int]:
+    """Those by which the launcher gets in here, if it could not take them by itself.
+
+    Before we are not dumpable: without root nobody outside may look at us then.
+    """
+    if not request.hands_over:
+        return []
+    names = protocol.namespaces(request)
+    return [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for _, name in names]
+
+
 def _set_apart(request: Request) -> None:
     """A saved group of its own: prlimit(2) is for processes whose ids are all the same as ours.
 
@@ -99,6 +112,7 @@ def start_payload(
     request: Request,
     cgroup: child.PayloadCgroup,
     fds: Descriptors,
+    streams: tuple[int, int, int],
     bounding: frozenset[int],
 ) -> int:
     """Clone the payload into its cgroup and wait until exec has succeeded; its pid in here."""
@@ -109,7 +123,7 @@ def start_payload(
         refused = error.errno in child.CGROUP_REFUSES
         raise child.StageError("payload_cgroup", error, cgroup.path if refused else "") from None
     if pid == 0:
-        _payload(request, cgroup, fds, bounding, writer)
+        _payload(request, cgroup, streams, bounding, writer)
     os.close(writer)
     failure = os.read(reader, 65536)
     os.close(reader)
@@ -134,12 +148,11 @@ def _clone(cgroup: child.PayloadCgroup) -> int:
 def _payload(
     request: Request,
     cgroup: child.PayloadCgroup,
-    fds: Descriptors,
+    streams: tuple[int, int, int],
     bounding: frozenset[int],
     writer: int,
 ) -> NoReturn:
     try:
-        streams = (fds.stdin, fds.stdout, fds.stderr)
         child.run_payload(request, cgroup, streams, bounding, writer)
     except child.StageError as error:
         os.write(writer, failed(error))
@@ -153,13 +166,13 @@ def failed(error: child.StageError) -> bytes:
     return protocol.pack(protocol.FAILED, error.stage, error.errno, error.path, error.text)
 
 
-def _tell_started(status: _socket.socket, payload: int, shown: list[int]) -> None:
+def _tell_started(status: _socket.socket, payload: int, told: list[int]) -> None:
     """STARTED, with the payload's pid as credentials: the kernel translates it for the receiver."""
     credentials = b"".join(n.to_bytes(4, "little") for n in (payload, os.getuid(), os.getgid()))
     message = protocol.pack(protocol.STARTED)
     ancillary = [(_socket.SOL_SOCKET, _socket.SCM_CREDENTIALS, credentials)]
-    if shown:
-        rights = b"".join(fd.to_bytes(4, "little") for fd in shown)
+    if told:
+        rights = b"".join(fd.to_bytes(4, "little") for fd in told)
         ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights))
     try:
         status.sendmsg([message], ancillary, _socket.MSG_NOSIGNAL)

@@ -20,7 +20,7 @@ import marshal
 import os
 import sys
 
-from supervisor.container import child, init, mounts, protocol
+from supervisor.container import child, entrant, init, mounts, protocol
 from supervisor.errors import KernelError
 from supervisor.linux import caps, constants, syscalls
 
@@ -183,6 +183,8 @@ def launch(
 ) -> tuple[int, int]:
     """Clone the init of the job that `data` describes; its pid and pidfd."""
     request = protocol.Request.unpack(data)
+    if request.enters:
+        return launch_entrant(control, request, fds, bounding)
     named = init.Descriptors(fds[: len(protocol.DESCRIPTORS)])
     layer = fds[len(protocol.DESCRIPTORS)] if request.has_layer else -1
     operations = [mounts.unpack(operation) for operation in request.operations]
@@ -201,6 +203,18 @@ def launch(
         be_init(request, named, operations, control, gate, left, layer)
     if gate is not None:
         open_gate(gate, pid, request, operations)
+    return pid, pidfd
+
+
+def launch_entrant(
+    control: _socket.socket, request: Request, fds: list[int], bounding: Bounding
+) -> tuple[int, int]:
+    """Clone who is to bring a command into a job that runs; its pid and pidfd."""
+    count = len(protocol.DESCRIPTORS)
+    pid, pidfd = clone_init(constants.CLONE_PARENT | constants.CLONE_PIDFD, request)
+    if pid == 0:
+        left = bounding.host if request.user_map is None else bounding.user
+        entrant.run(request, init.Descriptors(fds[:count]), fds[count:], control, left)
     return pid, pidfd
 
 
@@ -322,7 +336,7 @@ def be_init(
         except OSError as error:
             raise child.StageError("payload_cgroup", error) from None
         if gate is not None:
-            become_root()
+            child.become_root()
         child.set_up(request, operations, context)
         if request.awaits_network:
             child.await_network(fds.status)
@@ -353,9 +367,3 @@ def pass_gate(gate: Gate, context: mounts.Context) -> None:
             theirs.close()
             return
         context.trees.update(zip(message[1], descriptors(ancillary), strict=True))
-
-
-def become_root() -> None:
-    """Root of the user namespace: the host's own, to whom its cgroups belong, no longer."""
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)

@@ -16,10 +16,25 @@ status, one answer per job, then end of file:
     → go        (GO,): only to a job with `awaits_network`, once its interface is complete; the
                 init waits for it when it has set itself up, and ends on end of file
     ← started   (STARTED,); SCM_CREDENTIALS names the payload's pid: exec has succeeded; with it
-                a descriptor for each path of `shown`
+                a descriptor for each path of `shown`, the other side of its `terminal` if it has
+                one, and its namespaces (`NAMESPACES`) if it `hands_over`
     ← failed    (FAILED, stage, errno, path, text): no instruction of the command ran
     end of file without either: the init died while it set the container up
 record: the init writes one line, once, when the payload has ended (`exit_record`).
+
+A command that is to run in a job that is there already (`enters`) has no init of its own:
+
+    supervisor ── control ── launcher
+        ├──────── status ── entrant ── the command     each cloned with CLONE_PARENT
+
+`record` is then the pidfd of the job's init, and where the launcher has no right to look at that
+process, what is kept are its namespaces, in the order of `NAMESPACES`.  The answer to the request
+names the entrant.  It joins the job's cgroup, then its namespaces, clones the command, and ends.
+On the status socket:
+    ← entered   (ENTERED,); with it the command's pidfd and, if it has one, its terminal.  Only
+                then does the command do anything; an entrant that dies before takes it along
+    ← failed    from either, as above
+    end of file after entered: exec has succeeded
 
 Everything is `marshal`: built in, and the two sides run the same interpreter.  The launcher trusts
 the supervisor; the supervisor trusts what init and launcher say, never what the payload can
@@ -30,11 +45,13 @@ from __future__ import annotations
 
 import marshal
 
+from supervisor.linux import constants
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 5
+VERSION = 6
 MAX_MESSAGE = 96 * 1024
 """Longer requests travel in a memfd; a socket buffer holds 208 KiB by default."""
 
@@ -42,18 +59,21 @@ MOST_SHOWN = 64
 """Paths in `shown`: a message takes 253 descriptors (SCM_MAX_FD)."""
 
 CLONED, REFUSED, STARTED, FAILED, GO = "cloned", "refused", "started", "failed", "go"
+ENTERED = "entered"
 
 STAGES = (
     "request",
     "clone",
     "user_namespace",
     "cgroup",
+    "enter",
     "mounts",
     "network",
     "hostname",
     "time_namespace",
     "init",
     "payload_cgroup",
+    "terminal",
     "rlimits",
     "keyring",
     "oom_score_adj",
@@ -70,6 +90,21 @@ DESCRIPTORS = ("status", "stdin", "stdout", "stderr", "record")
 """What comes with a request, in this order, before a layer and what the init is to keep."""
 LAYER = -1
 """The number of the writable layer's mount among the trees (`mounts.OpenTree` counts from 0)."""
+
+NAMESPACES = (
+    (constants.CLONE_NEWUSER, "user"),
+    (constants.CLONE_NEWNS, "mnt"),
+    (constants.CLONE_NEWPID, "pid"),
+    (constants.CLONE_NEWNET, "net"),
+    (constants.CLONE_NEWUTS, "uts"),
+    (constants.CLONE_NEWIPC, "ipc"),
+    (constants.CLONE_NEWTIME, "time_for_children"),
+)
+"""Of a job's init, by their names in /proc/PID/ns, in the order in which they are joined.
+
+The user namespace gives the right to the others.  The init's own clocks are the host's; its cgroup
+namespace is not the payload's, who makes one in its cgroup, as a command that enters does.
+"""
 
 MOST_KEPT = 64
 ELSEWHERE = marshal.dumps(None)
@@ -98,6 +133,11 @@ class Request:
     oom_score_adj   or None to leave it
     landlock        rights to files that are given up, scopes, (path, rights left) pairs; or None
     filters         BPF programs of seccomp(2), in the order of their installation
+    terminal        (rows, columns) of a terminal that takes the place of its streams, or None
+    enters          0 for a job; else the pid of the init of the one that the command is to be in:
+                    `flags` are the namespaces, and `init_*` say how to come to the payload's cgroup
+    hands_over      the init hands over its namespaces: the launcher may not look at it
+    dies_with_us    SIGKILL when the supervisor ends
     """
 
     __slots__ = (
@@ -106,11 +146,14 @@ class Request:
         "awaits_network",
         "capabilities",
         "clocks",
+        "dies_with_us",
+        "enters",
         "env",
         "filters",
         "flags",
         "gid",
         "groups",
+        "hands_over",
         "has_layer",
         "hostname",
         "init_dir",
@@ -126,6 +169,7 @@ class Request:
         "run",
         "search",
         "shown",
+        "terminal",
         "uid",
         "user_map",
         "working_dir",
@@ -159,6 +203,10 @@ class Request:
     landlock: tuple[int, int, tuple[tuple[str, int], ...]] | None
     filters: tuple[bytes, ...]
     working_dir: str
+    terminal: tuple[int, int] | None
+    enters: int
+    hands_over: bool
+    dies_with_us: bool
 
     def __init__(self, **values: Any) -> None:
         for name in self.__slots__:
@@ -181,6 +229,14 @@ class Request:
         if version != VERSION:
             raise ValueError(f"request of version {version}, expected {VERSION}")
         return cls(**dict(zip(cls.__slots__, values, strict=True)))
+
+
+def namespaces(request: Request) -> list[tuple[int, str]]:
+    """Those of NAMESPACES that the job of a request has of its own."""
+    flags = request.flags
+    if request.clocks is not None:
+        flags |= constants.CLONE_NEWTIME
+    return [(kind, name) for kind, name in NAMESPACES if flags & kind]
 
 
 def pack(*message: str | int) -> bytes:

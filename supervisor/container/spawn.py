@@ -31,7 +31,8 @@ _PROGRAM = (
     "from supervisor.container.launcher import main; main()"
 )
 _UCRED = struct.Struct("=iII")
-_ANCILLARY = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * protocol.MOST_SHOWN)
+_MOST_TOLD = protocol.MOST_SHOWN + len(protocol.NAMESPACES) + 1
+_ANCILLARY = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * _MOST_TOLD)
 
 
 class Process(Protocol):
@@ -60,25 +61,37 @@ class Streams:
 class Container:
     """A job's init: its pid and pidfd, and the news of how the payload began."""
 
-    def __init__(self, pid: int, pidfd: int, status: socket.socket) -> None:
+    def __init__(self, pid: int, pidfd: int, status: socket.socket, request: Request) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.shown: tuple[int, ...] = ()
         """Descriptors of the request's `shown`, in its order, once the payload has started."""
+        self.terminal = -1
+        """The other side of the payload's terminal, if it has one."""
+        self.namespaces: tuple[int, ...] = ()
+        """Those of the init, in the order of `protocol.NAMESPACES`, if it had to hand them over."""
         self._status = status
+        self._count = len(request.shown)
+        self._has_terminal = request.terminal is not None
 
     async def started(self) -> int:
         """Wait for exec to succeed; the payload's pid in our numbers.  Raises SpawnError."""
         await trio.lowlevel.wait_readable(self._status)
         data, ancillary, _, _ = self._status.recvmsg(65536, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         self._status.close()
-        self.shown = _descriptors(ancillary)
+        self._take(_descriptors(ancillary))
         if not data:
             raise SpawnError("init", 0, "", "the job's init was killed while it set the job up")
         message = protocol.unpack(data, (protocol.STARTED, protocol.FAILED))
         if message[0] == protocol.FAILED:
             raise spawn_error(*message[1:])
         return _sender(ancillary)
+
+    def _take(self, told: tuple[int, ...]) -> None:
+        self.shown, told = told[: self._count], told[self._count :]
+        if self._has_terminal and told:
+            self.terminal, told = told[0], told[1:]
+        self.namespaces = told
 
     def go(self) -> None:
         """Its network is complete: the payload may start.  An init that died says so itself."""
@@ -110,7 +123,70 @@ class Container:
     def close(self) -> None:
         self._status.close()
         self.hide()
-        os.close(self.pidfd)
+        for fd in (self.terminal, *self.namespaces, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.terminal, self.namespaces = -1, ()
+
+
+class Entrant:
+    """Who brings a command into a running job (`container.entrant`), and news of that command.
+
+    `pid` and `pidfd` are the entrant's.
+    """
+
+    def __init__(self, pid: int, pidfd: int, status: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.command = -1
+        """The command's pidfd, once it is there; stays -1 if it never was."""
+        self.terminal = -1
+        """The other side of its terminal, if it has one."""
+        self._status = status
+        self._failure: SpawnError | None = None
+
+    async def entered(self) -> None:
+        """Wait until the command is there, if it ever will be.  Raises nothing but cancellation."""
+        await self._message()
+
+    async def executed(self) -> None:
+        """After `entered`, wait for exec to succeed.  Raises SpawnError."""
+        if self._failure is None and self.command >= 0:
+            await self._message()
+        if self._failure is not None:
+            raise self._failure
+        if self.command < 0:
+            raise SpawnError("enter", 0, "", "who was to bring the command in was killed")
+
+    async def _message(self) -> bool:
+        """Take one message; False at the end of them."""
+        await trio.lowlevel.wait_readable(self._status)
+        data, ancillary, _, _ = self._status.recvmsg(65536, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return False
+        message = protocol.unpack(data, (protocol.ENTERED, protocol.FAILED))
+        if message[0] == protocol.FAILED:
+            self._failure = spawn_error(*message[1:])
+        else:
+            self.command, *rest = _descriptors(ancillary)
+            self.terminal = rest[0] if rest else -1
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL to both; nothing happens to who has been reaped."""
+        for pidfd in (self.pidfd, self.command):
+            if pidfd >= 0:
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+    def close(self) -> None:
+        self._status.close()
+        for fd in (self.pidfd, self.command, self.terminal):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.command = self.terminal = -1
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
@@ -227,7 +303,23 @@ class Launcher:
         except BaseException:
             ours.close()
             raise
-        return Container(pid, pidfd, ours)
+        return Container(pid, pidfd, ours, request)
+
+    async def enter(
+        self, request: Request, streams: tuple[int, int, int], init: int, kept: Sequence[int] = ()
+    ) -> Entrant:
+        """Have a command brought into a job.  `init` is the pidfd of the job's, `kept` what it has
+        handed over of its namespaces, if it had to.  Raises SpawnError.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                descriptors = (theirs.fileno(), *streams, init, *kept)
+                pid, pidfd = await self._exchange(request, descriptors)
+        except BaseException:
+            ours.close()
+            raise
+        return Entrant(pid, pidfd, ours)
 
     async def _exchange(self, request: Request, descriptors: tuple[int, ...]) -> tuple[int, int]:
         """One request and its answer, which a cancellation does not tear apart."""

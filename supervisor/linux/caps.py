@@ -21,6 +21,7 @@ NAMES = (
 """By their numbers."""
 
 CAP_SYS_ADMIN = NAMES.index("SYS_ADMIN")
+CAP_SYS_PTRACE = NAMES.index("SYS_PTRACE")
 
 
 def number(name: str) -> int:

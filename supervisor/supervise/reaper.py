@@ -113,7 +113,7 @@ class Reaper:
         To be called before the init has been a zombie for GRACE.  Lost: it was no child of ours,
         or has been waited for already (ECHILD).
         """
-        pid = _pid_of(pidfd)
+        pid = pid_of(pidfd)
         self._known.add(pid)
         try:
             return await _exit_of(pidfd)
@@ -202,7 +202,7 @@ class _Zombie:
     start_ticks: int | None
 
 
-def _pid_of(pidfd: int) -> int:
+def pid_of(pidfd: int) -> int:
     """From /proc/self/fdinfo, "Pid:"; -1 for one that has been reaped."""
     path = f"/proc/self/fdinfo/{pidfd}"
     for line in proc.read_file(path).split("\n"):

@@ -42,6 +42,7 @@ from supervisor.supervise.flow import Flow, flowing
 from supervisor.supervise.mirror import Mirror
 from supervisor.supervise.pausing import Freezing
 from supervisor.supervise.reaper import ExitStatus, Lost
+from supervisor.supervise.sessions import Sessions
 from supervisor.supervise.shared import Connection, Shared
 from supervisor.supervise.storage import Storage
 from supervisor.supervise.volumes import Taken
@@ -100,6 +101,7 @@ class Run:
         self.gauges: list[Gauge] = []
         self.taken: list[Taken] = []
         self.flow: Flow | None = None
+        self.sessions = Sessions(self)
         self.disk: disk.Disk | None = None
         self.mirror: Mirror | None = None
         self.cgroup: JobCgroup
@@ -309,10 +311,12 @@ class Run:
                 self.freezing.begin()
                 timers.start(self, self._timers)
                 self.settled.set()
+                self.sessions.begin(self._timers)
                 if self.cause is not None:  # told to end while it was being started
                     self._timers.start_soon(stopping.end, self, self._hurry)
                 status = await self.shared.reaper.wait_init(self.container.pidfd)
                 self.finished_at = time.time()
+                self.sessions.end()
                 self._timers.cancel_scope.cancel()
             self._timers = None
             self.subscription.recheck()  # the last process is gone: these are the final counters

@@ -186,7 +186,9 @@ def test_a_cgroup_that_refuses_says_the_way_out(stage, number, way_out):
 
 def test_a_job_waits_until_its_network_is_there(pair: Pair):
     ours, theirs = pair
-    container = spawn.Container(0, os.open("/dev/null", os.O_RDONLY), ours)
+    container = spawn.Container(
+        0, os.open("/dev/null", os.O_RDONLY), ours, request(shown=(), terminal=None)
+    )
     assert not container.has_news()
     container.go()
     child.await_network(theirs.fileno())
