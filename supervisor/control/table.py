@@ -8,6 +8,7 @@ from __future__ import annotations
 from supervisor.control import (
     about,
     events,
+    exec,
     history,
     jobs,
     openapi,
@@ -28,4 +29,5 @@ ROUTES: tuple[Route, ...] = (
     *submitting.ROUTES,
     *history.ROUTES,
     *stats.ROUTES,
+    *exec.ROUTES,
 )

@@ -190,6 +190,10 @@ SAYS: dict[str, Callable[[Entry], str]] = {
         f"steered by {e['by']}: {e['verb']}" + (f" ({e['why']})" if e.get("why") else "")
     ),
     "output_lost": lambda e: f"lost {e['bytes']} bytes of its std{e['stream']}: {e['why']}",
+    "session_ended": lambda e: (
+        f"exec {e['session']} ended: "
+        + (f"signal {e['signal']}" if e["exit_code"] is None else f"exit {e['exit_code']}")
+    ),
     "copied_out": lambda e: f"left {e['path']} in {e['to']} ({size(e['bytes'])})",
     "kept": lambda e: f"left what it wrote in {e['path']}, run {e['run']}",
     "job_ended": lambda e: "ended: " + ending(e["record"]),

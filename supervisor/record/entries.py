@@ -57,6 +57,7 @@ KINDS = (
     "signal_sent",
     "steered",
     "output_lost",
+    "session_ended",
     "copied_out",
     "kept",
     "job_ended",

@@ -74,8 +74,8 @@ class Session:
         self.status: ExitStatus | Lost | None = None
         """How it has ended, once it has been reaped."""
         self.over = trio.Event()
-        self.left = trio.Event()
-        """Set when nobody reads its terminal any more."""
+        self._left = trio.Event()
+        self._hung_up = trio.Event()
 
     def send_signal(self, number: int) -> None:
         """To its process group, as a terminal does; nothing happens when it has ended.
@@ -86,16 +86,30 @@ class Session:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    async def hang_up(self) -> None:
-        """Its client has gone: SIGHUP, patience, SIGKILL.  Returns when it has ended."""
-        self.left.set()
+    def leave(self) -> None:
+        """It goes on, and nobody reads its terminal any more."""
+        self._left.set()
+
+    def hang_up(self) -> None:
+        """Its client has gone: SIGHUP, patience, SIGKILL."""
+        self._left.set()
+        self._hung_up.set()
+
+    async def drain(self) -> None:
+        """Once nobody else reads its terminal: who writes there is not to wait for ever."""
+        await self._left.wait()
+        with suppress(OSError):  # EIO: nobody has the other side open any more
+            while True:
+                await trio.lowlevel.wait_readable(self.terminal)
+                os.read(self.terminal, CHUNK)
+
+    async def end_when_left_alone(self) -> None:
+        """Once its client has hung up."""
+        await self._hung_up.wait()
         self.send_signal(signal.SIGHUP)
         self.send_signal(signal.SIGCONT)
-        with trio.move_on_after(PATIENCE):
-            await self.over.wait()
-            return
+        await trio.sleep(PATIENCE)
         self.send_signal(signal.SIGKILL)
-        await self.over.wait()
 
 
 class Sessions:
@@ -105,6 +119,8 @@ class Sessions:
         self._run = run
         self._nursery: trio.Nursery | None = None
         self._count = 0
+        self.over = trio.Event()
+        """The run's last process is gone."""
 
     def begin(self, nursery: trio.Nursery) -> None:
         """From now on there may be some; they end when the nursery is cancelled."""
@@ -113,9 +129,10 @@ class Sessions:
     def end(self) -> None:
         """From now on there is none."""
         self._nursery = None
+        self.over.set()
 
-    async def open(self, command: Command, streams: Streams) -> Session:
-        """Have `command` run in the job.  The streams stay the caller's.
+    async def open(self, command: Command, streams: Streams | None) -> Session:
+        """Have `command` run in the job.  The streams stay the caller's; None: /dev/null.
 
         Raises NotNow, and SpawnError when it could not be executed.  A caller that is cancelled
         takes the command with it.
@@ -127,9 +144,11 @@ class Sessions:
             run.spec, run.id, run.cgroup.entry, facts, run.container.pid, command
         )
         container = run.container
-        entrant = await run.shared.launcher.enter(
-            request, streams, container.pidfd, container.namespaces
-        )
+        with open(os.devnull, "r+b") as null:  # noqa: PTH123
+            fds = streams or (null.fileno(),) * 3
+            entrant = await run.shared.launcher.enter(
+                request, fds, container.pidfd, container.namespaces
+            )
         self._count += 1
         start = _Start(run, entrant, str(self._count))
         if self._nursery is None:  # the job has ended in between, and the entrant finds none
@@ -221,21 +240,19 @@ class _Start:
         return error
 
     async def _await_end(self) -> None:
+        """The command's end, and what becomes of it when its client goes."""
         session = self._session
         async with trio.open_nursery() as nursery:
-            if session is not None and session.terminal >= 0:
-                nursery.start_soon(_drain, session)
+            if session is not None:
+                nursery.start_soon(session.end_when_left_alone)
+                if session.terminal >= 0:
+                    nursery.start_soon(session.drain)
             status = await self._run.shared.reaper.wait_init(self._entrant.command)
             nursery.cancel_scope.cancel()
         if session is not None:
             session.status = status
             session.over.set()
-
-
-async def _drain(session: Session) -> None:
-    """Once nobody else reads its terminal: who writes to it is not to be kept waiting for ever."""
-    await session.left.wait()
-    with suppress(OSError):  # EIO: nobody has the other side open any more
-        while True:
-            await trio.lowlevel.wait_readable(session.terminal)
-            os.read(session.terminal, CHUNK)
+            told = status if isinstance(status, ExitStatus) else ExitStatus()
+            self._run.emit(
+                "session_ended", session=session.id, exit_code=told.code, signal=told.signal
+            )

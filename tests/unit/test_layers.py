@@ -36,6 +36,8 @@ LAUNCHED = (
     "supervisor.container.launcher",
     "supervisor.container.child",
     "supervisor.container.init",
+    "supervisor.container.entrant",
+    "supervisor.container.terminals",
 )
 LEAN = ("supervisor.errors", "supervisor.linux", *LAUNCHED)
 # Those of the extraction's.

@@ -1,0 +1,276 @@
+# ruff: noqa: PTH123 - what runs in a job imports little
+"""`supervise exec` without a terminal: where the command is, as whom, and what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.linux import proc
+from tests.support.batch import Batch, Running
+from tests.support.containers import python
+from tests.support.entering import Instance, jobs
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def instance(batch: Batch) -> Instance:
+    return Instance(batch)
+
+
+def look():
+    """Everything by which two processes of a job may differ."""
+    import os
+    import resource
+
+    def read(name):
+        with open(f"/proc/self/{name}") as file:
+            return file.read()
+
+    status = dict(line.split(":\t", 1) for line in read("status").splitlines())
+    names = (
+        "Uid",
+        "Gid",
+        "Groups",
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+        "NoNewPrivs",
+        "Seccomp",
+        "Seccomp_filters",
+        "Umask",
+        "SigBlk",
+        "SigIgn",
+    )
+    return {
+        **{name: status.get(name) for name in names},
+        "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}")
+                       for kind in ("mnt", "pid", "net", "uts", "ipc", "user", "time")
+                       if os.path.exists(f"/proc/self/ns/{kind}")},
+        "cgroup": read("cgroup"),
+        "oom_score_adj": read("oom_score_adj"),
+        "limits": [resource.getrlimit(n) for n in range(16)],
+        "environment": dict(os.environ),
+        "cwd": os.getcwd(),
+        "root": os.listdir("/"),
+        "host": os.uname().nodename,
+        "descriptors": sorted(n for n in os.listdir("/proc/self/fd")
+                              if os.path.lexists(f"/proc/self/fd/{n}")),
+        "session": os.getsid(0) == os.getpid() == os.getpgid(0),
+    }  # fmt: skip
+
+
+LOOK = python(look)
+THEN_SLEEP = [
+    *LOOK[:4], LOOK[4] + "\nimport signal\nsignal.pause()\n", LOOK[5]
+]  # fmt: skip
+WALLS: dict[str, dict[str, Any]] = {
+    "plain": {"limits": {"memory": "64M", "pids": 20, "cpus": 1.0}},
+    "nobody": {"user": "nobody:daemon", "working_dir": "/tmp", "oom_score_adj": 500,
+               "rlimits": {"core": 0, "fsize": "1M"}, "environment": {"A": "b c"}},
+    "mapped": {"user_namespace": {"host_id": 100000, "size": 65536}, "hostname": "inside",
+               "capabilities": {"add": ["NET_RAW"], "drop": ["CHOWN"]}},
+    "open": {"network": "host", "seccomp": "unconfined", "landlock": "off",
+             "capabilities": {"drop": ["ALL"]}, "write": "overlay"},
+    "ambient": {"user": "daemon", "capabilities": {"add": ["NET_BIND_SERVICE"]}},
+}  # fmt: skip
+
+
+def test_a_command_finds_exactly_the_walls_of_the_payload(instance: Instance) -> None:
+    batch = instance.batch
+    text = jobs(**{name: {"command": THEN_SLEEP, **walls} for name, walls in WALLS.items()})
+    with batch.start(text) as running:
+        running.wait_started(*WALLS)
+        for name in WALLS:
+            payload = json.loads(_first_line(batch, name))
+            done = instance.exec(name, "--", *LOOK)
+            assert done.status == 0, done.stderr
+            assert json.loads(done.stdout) == payload, name
+
+
+def _first_line(batch: Batch, job: str) -> str:
+    """Of what a job has written; it comes."""
+    from tests.kernel.test_init import until
+
+    (path,) = (batch.state / "logs").glob(f"{job}.*.out")
+    until(lambda: "\n" in path.read_text())
+    return path.read_text().splitlines()[0]
+
+
+@pytest.fixture
+def one(instance: Instance) -> Iterator[Running]:
+    """A job `one`, running."""
+    with instance.batch.start(jobs(one={"limits": {"pids": 20}})) as running:
+        running.wait_started("one")
+        yield running
+
+
+def test_streams_stay_apart_and_the_status_is_the_commands(instance: Instance, one) -> None:
+    done = instance.exec("one", "--", "sh", "-c", "echo out; echo err >&2; cat; exit 7",
+                         stdin="given\n")  # fmt: skip
+    assert (done.stdout, done.stderr, done.status) == ("out\ngiven\n", "err\n", 7)
+    assert instance.exec("one", "--", "sh", "-c", "kill -TERM $$").status == 128 + 15
+    assert instance.exec("--no-stdin", "one", "--", "cat").status == 0
+    assert instance.exec("one", "--", "no-such-command").status == 127
+    assert instance.exec("one", "--", "/etc/passwd").status == 126
+    assert instance.exec("-u", "nobody", "-w", "/tmp", "-e", "A=b=c", "one", "--", "sh", "-c",
+                         "id -un; pwd; echo $A $HOME").stdout == (
+        "nobody\n/tmp\nb=c /nonexistent\n")  # fmt: skip
+
+
+def test_every_byte_arrives_both_ways(instance: Instance, one, tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(data)
+    with source.open("rb") as stdin, target.open("wb") as stdout:
+        assert instance.popen("one", "--", "cat", stdin=stdin, stdout=stdout).wait(60) == 0
+    assert target.read_bytes() == data
+    # who reads no more is told so, and so is the command
+    with instance.popen("one", "--", "yes", stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"y\n"
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+
+
+def test_who_did_what_is_in_the_event_log(instance: Instance, one) -> None:
+    instance.exec("one", "--", "sh", "-c", "exit 3")
+    instance.exec("-u", "nobody", "one", "--", "nothing-there")
+    told = [entry for entry in instance.batch.entries("steered") if entry["verb"] == "exec"]
+    assert [(e["by"], e["job"], e["command"], e["session"]) for e in told] == [
+        ("root (uid 0)", "one", ["sh", "-c", "exit 3"], "1"),
+        ("root (uid 0)", "one", ["nothing-there"], None),
+    ]
+    assert told[1]["user"] == "nobody"
+    assert "nothing-there" in told[1]["failed"]
+    (end,) = instance.batch.entries("session_ended")
+    assert (end["job"], end["session"], end["exit_code"], end["signal"]) == ("one", "1", 3, None)
+
+
+def test_a_job_that_does_not_run_is_refused_with_the_way_out(instance: Instance) -> None:
+    text = jobs(one={}, two={"after": ["one"]}, three={"command": ["true"]})
+    with instance.batch.start(text) as running:
+        running.wait_started("one")
+        running.wait_for(r" three ended")
+        waiting = instance.exec("two", "--", "true")
+        assert (waiting.status, "two is waiting, not running" in waiting.stderr) == (125, True)
+        ended = instance.exec("three", "--", "true")
+        assert (ended.status, "three is ended" in ended.stderr) == (125, True)
+        assert "supervise restart" in ended.stderr
+        unknown = instance.exec("tow", "--", "true")
+        assert (unknown.status, "did you mean two?" in unknown.stderr) == (2, True)
+        assert instance.exec("one").status == 2
+
+
+def test_the_job_and_its_command_end_together(instance: Instance, one) -> None:
+    with instance.popen("one", "--", "sh", "-c", "echo up; exec sleep 1000",
+                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"up\n"
+        instance.batch.supervise("kill", "one", environment=instance.environment)
+        assert process.wait(60) == 128 + 9
+        assert b"the job has ended, and the command with it" in process.stderr.read()
+    (record,) = one.finish().runs
+    assert record["reason"] == "stopped"
+
+
+def test_a_client_that_dies_takes_its_command_along(instance: Instance, one) -> None:
+    """SIGHUP first, and SIGKILL for who does not heed it."""
+    heed = "exec 2> /dev/null; trap 'exit 5' HUP; echo up; while :; do sleep 0.1; done"
+    stubborn = "trap '' HUP; echo up; while :; do sleep 1; done"
+    for script, ending in ((heed, (5, None)), (stubborn, (None, 9))):
+        with instance.popen("one", "--", "sh", "-c", script, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            process.kill()
+        one.wait_for(r" one exec \d ended")
+        end = instance.batch.entries("session_ended")[-1]
+        assert (end["exit_code"], end["signal"]) == ending
+
+
+def test_signals_reach_the_command(instance: Instance, one) -> None:
+    script = "trap 'echo int' INT; trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done"
+    with instance.popen("one", "--", "sh", "-c", script, stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"int\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(60) == 9
+
+
+def test_a_detached_command_goes_on_alone(instance: Instance, one) -> None:
+    started = instance.exec("--detach", "--json", "one", "--", "sleep", "1000")
+    told = json.loads(started.stdout)
+    assert proc.stat(told["pid"]).comm == "sleep"
+    assert told["pid"] in proc.children(one.process.pid)
+    os.kill(told["pid"], signal.SIGTERM)
+    one.wait_for(r" one exec 1 ended: signal 15")
+
+
+def test_it_counts_as_the_jobs(instance: Instance, one) -> None:
+    """In its cgroup, and at its limit of processes it is refused, like a fork of its own."""
+    crowd = "i=0; while [ $i -lt 18 ]; do sleep 1000 & i=$((i+1)); done; echo up; wait"
+    with instance.popen("one", "--", "sh", "-c", crowd, stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        (job,) = json.loads(
+            "[" + instance.batch.supervise(
+                "ps", "--json", environment=instance.environment).stdout + "]"
+        )  # fmt: skip
+        assert job["pids"] == 20
+        refused = instance.exec("one", "--", "true")
+        assert refused.status == 125
+        assert "limit of 20 processes" in refused.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + 15
+
+
+def test_only_pipes_are_taken(instance: Instance, one, tmp_path: Path) -> None:
+    """A file of the host's could be opened again for writing, a directory be walked off from."""
+    from supervisor.errors import SupervisorError
+    from supervisor.front.verbs.client import Client
+    from supervisor.front.verbs.talk import Talk
+
+    client = Client(Path(instance.socket))
+    body = {"command": ["true"]}
+    reader, writer = os.pipe()
+    named = tmp_path / "named"
+    os.mkfifo(named)
+    wrong = [
+        os.open("/", os.O_RDONLY),
+        os.open(__file__, os.O_RDONLY),
+        os.open("/dev/zero", os.O_RDONLY),
+        os.open(named, os.O_RDWR),
+        os.open("/", os.O_PATH),
+    ]
+    try:
+        for fds in [*((fd, writer, writer) for fd in wrong), (reader, writer), ()]:
+            with Talk.open(client, "supervise-exec", "jobs", "one", "exec", body=body,
+                           descriptors=fds) as talk:  # fmt: skip
+                assert "three pipes" in talk.next()["failed"]["error"]
+        with Talk.open(client, "supervise-exec", "jobs", "one", "exec", body=body,
+                       descriptors=(reader, writer, writer)) as talk:  # fmt: skip
+            assert "started" in talk.next()
+            assert talk.next()["ended"] == {"code": 0, "signal": None, "over": False}
+        with pytest.raises(SupervisorError, match="is empty"):
+            client.post("jobs", "one", "exec", "detached", body={"command": []})
+    finally:
+        for fd in (*wrong, reader, writer):
+            os.close(fd)
