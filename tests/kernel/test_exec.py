@@ -14,16 +14,26 @@ from typing import Any
 import pytest
 
 from supervisor.linux import proc
-from tests.support.batch import Batch, Running
+from tests.support import entering
+from tests.support.batch import Batch
 from tests.support.containers import python
 from tests.support.entering import Instance, jobs
 
 pytestmark = pytest.mark.kernel
 
 
-@pytest.fixture
-def instance(batch: Batch) -> Instance:
-    return Instance(batch)
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """`one` runs, and those with walls; `two` waits, `three` has ended, `four` is to be killed."""
+    text = jobs(
+        one={"limits": {"pids": 20}},
+        two={"after": ["one"]},
+        three={"command": ["true"]},
+        four={},
+        **{name: {"command": THEN_SLEEP, **walls} for name, walls in WALLS.items()},
+    )
+    with entering.instance(tmp_path_factory.mktemp("exec"), text, "one", "four", *WALLS) as found:
+        yield found
 
 
 def look():
@@ -86,16 +96,12 @@ WALLS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_a_command_finds_exactly_the_walls_of_the_payload(instance: Instance) -> None:
-    batch = instance.batch
-    text = jobs(**{name: {"command": THEN_SLEEP, **walls} for name, walls in WALLS.items()})
-    with batch.start(text) as running:
-        running.wait_started(*WALLS)
-        for name in WALLS:
-            payload = json.loads(_first_line(batch, name))
-            done = instance.exec(name, "--", *LOOK)
-            assert done.status == 0, done.stderr
-            assert json.loads(done.stdout) == payload, name
+@pytest.mark.parametrize("name", WALLS)
+def test_a_command_finds_exactly_the_walls_of_the_payload(instance: Instance, name: str) -> None:
+    payload = json.loads(_first_line(instance.batch, name))
+    done = instance.exec(name, "--", *LOOK)
+    assert done.status == 0, done.stderr
+    assert json.loads(done.stdout) == payload
 
 
 def _first_line(batch: Batch, job: str) -> str:
@@ -107,15 +113,7 @@ def _first_line(batch: Batch, job: str) -> str:
     return path.read_text().splitlines()[0]
 
 
-@pytest.fixture
-def one(instance: Instance) -> Iterator[Running]:
-    """A job `one`, running."""
-    with instance.batch.start(jobs(one={"limits": {"pids": 20}})) as running:
-        running.wait_started("one")
-        yield running
-
-
-def test_streams_stay_apart_and_the_status_is_the_commands(instance: Instance, one) -> None:
+def test_streams_stay_apart_and_the_status_is_the_commands(instance: Instance) -> None:
     done = instance.exec("one", "--", "sh", "-c", "echo out; echo err >&2; cat; exit 7",
                          stdin="given\n")  # fmt: skip
     assert (done.stdout, done.stderr, done.status) == ("out\ngiven\n", "err\n", 7)
@@ -128,7 +126,7 @@ def test_streams_stay_apart_and_the_status_is_the_commands(instance: Instance, o
         "nobody\n/tmp\nb=c /nonexistent\n")  # fmt: skip
 
 
-def test_every_byte_arrives_both_ways(instance: Instance, one, tmp_path: Path) -> None:
+def test_every_byte_arrives_both_ways(instance: Instance, tmp_path: Path) -> None:
     data = os.urandom(3 << 20)
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(data)
@@ -144,50 +142,46 @@ def test_every_byte_arrives_both_ways(instance: Instance, one, tmp_path: Path) -
         assert process.wait(60) == 128 + signal.SIGPIPE
 
 
-def test_who_did_what_is_in_the_event_log(instance: Instance, one) -> None:
+def test_who_did_what_is_in_the_event_log(instance: Instance) -> None:
+    before = len(instance.batch.entries("steered"))
     instance.exec("one", "--", "sh", "-c", "exit 3")
+    end = instance.ended("one")
     instance.exec("-u", "nobody", "one", "--", "nothing-there")
-    told = [entry for entry in instance.batch.entries("steered") if entry["verb"] == "exec"]
-    assert [(e["by"], e["job"], e["command"], e["session"]) for e in told] == [
-        ("root (uid 0)", "one", ["sh", "-c", "exit 3"], "1"),
-        ("root (uid 0)", "one", ["nothing-there"], None),
-    ]
-    assert told[1]["user"] == "nobody"
-    assert "nothing-there" in told[1]["failed"]
-    (end,) = instance.batch.entries("session_ended")
-    assert (end["job"], end["session"], end["exit_code"], end["signal"]) == ("one", "1", 3, None)
+    done, failed = instance.batch.entries("steered")[before:]
+    assert (done["verb"], done["by"], done["job"]) == ("exec", "root (uid 0)", "one")
+    assert (done["command"], done["failed"]) == (["sh", "-c", "exit 3"], None)
+    assert (end["run"], end["session"]) == (done["run"], done["session"])
+    assert (end["exit_code"], end["signal"]) == (3, None)
+    assert (failed["user"], failed["session"]) == ("nobody", None)
+    assert "nothing-there" in failed["failed"]
 
 
 def test_a_job_that_does_not_run_is_refused_with_the_way_out(instance: Instance) -> None:
-    text = jobs(one={}, two={"after": ["one"]}, three={"command": ["true"]})
-    with instance.batch.start(text) as running:
-        running.wait_started("one")
-        running.wait_for(r" three ended")
-        waiting = instance.exec("two", "--", "true")
-        assert (waiting.status, "two is waiting, not running" in waiting.stderr) == (125, True)
-        ended = instance.exec("three", "--", "true")
-        assert (ended.status, "three is ended" in ended.stderr) == (125, True)
-        assert "supervise restart" in ended.stderr
-        unknown = instance.exec("tow", "--", "true")
-        assert (unknown.status, "did you mean two?" in unknown.stderr) == (2, True)
-        assert instance.exec("one").status == 2
+    waiting = instance.exec("two", "--", "true")
+    assert (waiting.status, "two is waiting, not running" in waiting.stderr) == (125, True)
+    instance.ask("wait", "three")
+    ended = instance.exec("three", "--", "true")
+    assert (ended.status, "three is ended" in ended.stderr) == (125, True)
+    assert "supervise restart" in ended.stderr
+    unknown = instance.exec("tow", "--", "true")
+    assert (unknown.status, "did you mean two?" in unknown.stderr) == (2, True)
+    assert instance.exec("one").status == 2
 
 
-def test_the_job_and_its_command_end_together(instance: Instance, one) -> None:
-    with instance.popen("one", "--", "sh", "-c", "echo up; exec sleep 1000",
+def test_the_job_and_its_command_end_together(instance: Instance) -> None:
+    with instance.popen("four", "--", "sh", "-c", "echo up; exec sleep 1000",
                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b"up\n"
-        instance.batch.supervise("kill", "one", environment=instance.environment)
+        instance.ask("kill", "four")
         assert process.wait(60) == 128 + 9
         assert b"the job has ended, and the command with it" in process.stderr.read()
-    (record,) = one.finish().runs
-    assert record["reason"] == "stopped"
+    instance.running.wait_for(r" four ended: stopped")
 
 
-def test_a_client_that_dies_takes_its_command_along(instance: Instance, one) -> None:
+def test_a_client_that_dies_takes_its_command_along(instance: Instance) -> None:
     """SIGHUP first, and SIGKILL for who does not heed it."""
     heed = "exec 2> /dev/null; trap 'exit 5' HUP; echo up; while :; do sleep 0.1; done"
     stubborn = "trap '' HUP; echo up; while :; do sleep 1; done"
@@ -197,12 +191,11 @@ def test_a_client_that_dies_takes_its_command_along(instance: Instance, one) -> 
             assert process.stdout is not None
             assert process.stdout.readline() == b"up\n"
             process.kill()
-        one.wait_for(r" one exec \d ended")
-        end = instance.batch.entries("session_ended")[-1]
+        end = instance.ended("one")
         assert (end["exit_code"], end["signal"]) == ending
 
 
-def test_signals_reach_the_command(instance: Instance, one) -> None:
+def test_signals_reach_the_command(instance: Instance) -> None:
     script = "trap 'echo int' INT; trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done"
     with instance.popen("one", "--", "sh", "-c", script, stdin=subprocess.DEVNULL,
                         stdout=subprocess.PIPE) as process:  # fmt: skip
@@ -214,27 +207,24 @@ def test_signals_reach_the_command(instance: Instance, one) -> None:
         assert process.wait(60) == 9
 
 
-def test_a_detached_command_goes_on_alone(instance: Instance, one) -> None:
+def test_a_detached_command_goes_on_alone(instance: Instance) -> None:
     started = instance.exec("--detach", "--json", "one", "--", "sleep", "1000")
     told = json.loads(started.stdout)
     assert proc.stat(told["pid"]).comm == "sleep"
-    assert told["pid"] in proc.children(one.process.pid)
+    assert told["pid"] in proc.children(instance.running.process.pid)
     os.kill(told["pid"], signal.SIGTERM)
-    one.wait_for(r" one exec 1 ended: signal 15")
+    assert instance.ended("one")["signal"] == signal.SIGTERM
 
 
-def test_it_counts_as_the_jobs(instance: Instance, one) -> None:
+def test_it_counts_as_the_jobs(instance: Instance) -> None:
     """In its cgroup, and at its limit of processes it is refused, like a fork of its own."""
     crowd = "i=0; while [ $i -lt 18 ]; do sleep 1000 & i=$((i+1)); done; echo up; wait"
     with instance.popen("one", "--", "sh", "-c", crowd, stdin=subprocess.DEVNULL,
                         stdout=subprocess.PIPE) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        (job,) = json.loads(
-            "[" + instance.batch.supervise(
-                "ps", "--json", environment=instance.environment).stdout + "]"
-        )  # fmt: skip
-        assert job["pids"] == 20
+        told = [json.loads(line) for line in instance.ask("ps", "--json").stdout.splitlines()]
+        assert [job["pids"] for job in told if job["name"] == "one"] == [20]
         refused = instance.exec("one", "--", "true")
         assert refused.status == 125
         assert "limit of 20 processes" in refused.stderr
@@ -242,7 +232,7 @@ def test_it_counts_as_the_jobs(instance: Instance, one) -> None:
         assert process.wait(60) == 128 + 15
 
 
-def test_only_pipes_are_taken(instance: Instance, one, tmp_path: Path) -> None:
+def test_only_pipes_are_taken(instance: Instance, tmp_path: Path) -> None:
     """A file of the host's could be opened again for writing, a directory be walked off from."""
     from supervisor.errors import SupervisorError
     from supervisor.front.verbs.client import Client

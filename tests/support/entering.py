@@ -8,32 +8,75 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from tests.support.batch import Batch
-from tests.support.command import ROOT, Done
-from tests.support.containers import toml, with_python
+from tests.support import procs
+from tests.support.batch import PATIENCE, Batch, Record, Running
+from tests.support.command import ROOT, Done, Supervise
+from tests.support.containers import own_state, toml, with_python
 
 
 class Instance:
-    """A batch whose jobs commands are put into."""
+    """A batch that runs, into whose jobs commands are put."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, running: Running) -> None:
         self.batch = batch
+        self.running = running
         self.socket = str(batch.where.runtime / batch.name / "socket")
 
     @property
     def environment(self) -> dict[str, str]:
         return {"SUPERVISE_SOCKET": self.socket}
 
+    def ask(self, *words: str, **options: Any) -> Done:
+        """Any verb that speaks to the instance."""
+        return self.batch.supervise(*words, environment=self.environment, **options)
+
     def exec(self, *words: str, **options: Any) -> Done:
-        return self.batch.supervise("exec", *words, environment=self.environment, **options)
+        return self.ask("exec", *words, **options)
 
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """The verb with streams of the caller's choice."""
         where = self.batch.where.environment | self.environment | {"PYTHONPATH": str(ROOT)}
         argv = [sys.executable, "-m", "supervisor", "exec", *words]
         return subprocess.Popen(argv, env={**os.environ, **where}, **options)
+
+    def ended(self, job: str) -> Record:
+        """The end of the session that was begun last in `job`, once it is told."""
+        begun = [e for e in self.batch.entries("steered") if e.get("job") == job]
+        session = begun[-1]["session"]
+        self.running.wait_for(f" {job} exec {session} ended")
+        return next(
+            entry
+            for entry in reversed(self.batch.entries("session_ended"))
+            if (entry["job"], entry["session"]) == (job, session)
+        )
+
+
+@contextmanager
+def instance(base: Path, text: str, *names: str) -> Iterator[Instance]:
+    """One for many tests, with the jobs of `text`; `names` of them run when the block begins."""
+    with own_state(base) as where:
+        where.runtime.chmod(0o711)  # the root of a job's user namespace walks through it
+        batch = Batch(Supervise(where), base)
+        with batch.start(text) as running:
+            running.wait_started(*names)
+            yield Instance(batch, running)
+
+
+def until_runs(command: str) -> int:
+    """Wait for a process with exactly these arguments, which nobody tells of; its pid."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        for pid in procs.table():
+            if procs.command_line(pid) == command:
+                return pid
+        assert time.monotonic() < deadline, f"{command} does not come to run"
+        time.sleep(0.02)
 
 
 def jobs(**jobs: dict[str, Any]) -> str:
