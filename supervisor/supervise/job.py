@@ -324,11 +324,6 @@ class Job:
         self._run.send_signal(name)
 
     @property
-    def run_now(self) -> Run | None:
-        """The present run; from its start to its record."""
-        return self._run
-
-    @property
     def limits(self) -> Limits:
         """Those in force: of the present run, or of the next."""
         return self._run.limits if self._run is not None else self._limits

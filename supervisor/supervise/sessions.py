@@ -21,7 +21,7 @@ import trio
 from supervisor.container import build
 from supervisor.container.build import Command
 from supervisor.container.spawn import Entrant
-from supervisor.errors import SpawnError, SupervisorError
+from supervisor.errors import SpawnError, StateError
 from supervisor.model.state import State
 from supervisor.supervise.reaper import ExitStatus, Lost, pid_of
 
@@ -35,7 +35,7 @@ PATIENCE = 2.0
 Streams = tuple[int, int, int]
 
 
-class NotNow(SupervisorError):
+class NotNow(StateError):
     """A job's state does not allow it; `state` is that."""
 
     def __init__(self, state: State, why: str, *, hint: str) -> None:
