@@ -143,9 +143,9 @@ def test_every_byte_arrives_both_ways(instance: Instance, tmp_path: Path) -> Non
 
 
 def test_who_did_what_is_in_the_event_log(instance: Instance) -> None:
-    before = len(instance.batch.entries("steered"))
+    before, ends = len(instance.batch.entries("steered")), instance.sessions()
     instance.exec("one", "--", "sh", "-c", "exit 3")
-    end = instance.ended("one")
+    end = instance.next_end(ends)
     instance.exec("-u", "nobody", "one", "--", "nothing-there")
     done, failed = instance.batch.entries("steered")[before:]
     assert (done["verb"], done["by"], done["job"]) == ("exec", "root (uid 0)", "one")
@@ -186,12 +186,13 @@ def test_a_client_that_dies_takes_its_command_along(instance: Instance) -> None:
     heed = "exec 2> /dev/null; trap 'exit 5' HUP; echo up; while :; do sleep 0.1; done"
     stubborn = "trap '' HUP; echo up; while :; do sleep 1; done"
     for script, ending in ((heed, (5, None)), (stubborn, (None, 9))):
+        before = instance.sessions()
         with instance.popen("one", "--", "sh", "-c", script, stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE) as process:  # fmt: skip
             assert process.stdout is not None
             assert process.stdout.readline() == b"up\n"
             process.kill()
-        end = instance.ended("one")
+        end = instance.next_end(before)
         assert (end["exit_code"], end["signal"]) == ending
 
 
@@ -208,12 +209,13 @@ def test_signals_reach_the_command(instance: Instance) -> None:
 
 
 def test_a_detached_command_goes_on_alone(instance: Instance) -> None:
+    before = instance.sessions()
     started = instance.exec("--detach", "--json", "one", "--", "sleep", "1000")
     told = json.loads(started.stdout)
     assert proc.stat(told["pid"]).comm == "sleep"
     assert told["pid"] in proc.children(instance.running.process.pid)
     os.kill(told["pid"], signal.SIGTERM)
-    assert instance.ended("one")["signal"] == signal.SIGTERM
+    assert instance.next_end(before)["signal"] == signal.SIGTERM
 
 
 def test_it_counts_as_the_jobs(instance: Instance) -> None:

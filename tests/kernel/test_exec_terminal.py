@@ -54,7 +54,10 @@ def test_keys_and_job_control(instance: Instance) -> None:
         shown.type("\x1a")  # Ctrl-Z
         shown.wait_for("Stopped")
         shown.wait_for("$ ")
-        shown.type("kill %1; exit 7\r")
+        shown.type("exit 7\r")
+        shown.wait_for("stopped jobs")
+        shown.wait_for("$ ")
+        shown.type("exit 7\r")
         assert shown.wait() == 7
         assert shown.modes() == shown.before
 
@@ -73,6 +76,7 @@ def test_the_detach_keys_leave_it_running(instance: Instance) -> None:
     """And whoever writes to a terminal that nobody looks at is not kept waiting."""
     script = "while read line; do echo got $line; done; i=0; while [ $i -lt 20000 ]; do " \
              "echo 0123456789012345678901234567890123456789; i=$((i+1)); done; exit 3"  # fmt: skip
+    before = instance.sessions()
     with window(instance, "--detach-keys", "ctrl-a,d", "one", "--", "sh", "-c", script) as shown:
         shown.type("\x01x\r")  # only the beginning of the keys: it is passed on
         shown.wait_for("got \x01x\r\n")
@@ -82,26 +86,28 @@ def test_the_detach_keys_leave_it_running(instance: Instance) -> None:
         assert shown.wait() == 0
         assert "left it running in one" in shown.screen
         assert shown.modes() == shown.before
-    assert instance.ended("one")["exit_code"] == 3
+    assert instance.next_end(before)["exit_code"] == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_terminal_is_as_before_whatever_ends_us(instance: Instance, number: int) -> None:
+    before = instance.sessions()
     with window(instance, "one", "--", "sh", "-c", "echo up; exec sleep 1000") as shown:
         shown.wait_for("up\r\n")
         assert shown.modes() != shown.before
         shown.signal(number)
         assert shown.wait() == 128 + number
         assert shown.modes() == shown.before
-    assert instance.ended("one")["signal"] == signal.SIGHUP
+    assert instance.next_end(before)["signal"] == signal.SIGHUP
 
 
 def test_a_client_that_is_killed_hangs_up(instance: Instance) -> None:
+    before = instance.sessions()
     with window(instance, "one", "--", "sh", "-c", "trap '' HUP; echo up; sleep 1000") as shown:
         shown.wait_for("up\r\n")
         shown.signal(signal.SIGKILL)
         shown.wait()
-    assert instance.ended("one")["signal"] == signal.SIGKILL
+    assert instance.next_end(before)["signal"] == signal.SIGKILL
 
 
 def test_all_that_was_written_last_is_shown(instance: Instance) -> None:

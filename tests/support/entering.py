@@ -45,16 +45,17 @@ class Instance:
         argv = [sys.executable, "-m", "supervisor", "exec", *words]
         return subprocess.Popen(argv, env={**os.environ, **where}, **options)
 
-    def ended(self, job: str) -> Record:
-        """The end of the session that was begun last in `job`, once it is told."""
-        begun = [e for e in self.batch.entries("steered") if e.get("job") == job]
-        session = begun[-1]["session"]
-        self.running.wait_for(f" {job} exec {session} ended")
-        return next(
-            entry
-            for entry in reversed(self.batch.entries("session_ended"))
-            if (entry["job"], entry["session"]) == (job, session)
-        )
+    def sessions(self) -> list[Record]:
+        """The ends of sessions that have been told so far."""
+        return self.batch.entries("session_ended")
+
+    def next_end(self, before: list[Record]) -> Record:
+        """That of the first session that ended after `before` was asked for, once it has."""
+        deadline = time.monotonic() + PATIENCE
+        while len(told := self.sessions()) == len(before):
+            assert time.monotonic() < deadline, "no session ends"
+            time.sleep(0.02)
+        return told[len(before)]
 
 
 @contextmanager
