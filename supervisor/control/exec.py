@@ -46,6 +46,8 @@ READY_TIME = 20.0
 """Seconds for a client to say that it is ready."""
 AFTERWARDS = 1.0
 """Seconds for a job to end after what was in it."""
+MOST_EARLY = 16
+"""Signals that wait for a command to run."""
 LONGEST_LINE = 4096
 """Bytes that a client may say at once."""
 MOST = 65535
@@ -181,7 +183,8 @@ async def _converse(
     """Start it, and tell the client what becomes of it; cancelled when he goes."""
     try:
         await talk.ready()
-        talk.session = session = await _open(ask, run, command, _streams(command, fds))
+        session = await _open(ask, run, command, _streams(command, fds))
+        talk.begin(session)
     except SupervisorError as error:
         await talk.say({"failed": _failure(error)})
         return
@@ -237,7 +240,8 @@ class _Talk:
         self._wire = wire
         self._ready = trio.Event()
         self._detached = False
-        self.session: Session | None = None
+        self._session: Session | None = None
+        self._early: list[int] = []
 
     async def ready(self) -> None:
         """Until the client reads what comes.  Raises SupervisorError for one who does not."""
@@ -245,6 +249,12 @@ class _Talk:
             await self._ready.wait()
             return
         raise SupervisorError(f"the client was not ready within {READY_TIME:g} s")
+
+    def begin(self, session: Session) -> None:
+        """The command runs.  It may have spoken to the client before we knew, and been answered."""
+        self._session = session
+        for number in self._early:
+            session.send_signal(number)
 
     async def listen(self, conversation: trio.CancelScope) -> None:
         """Do what he says, until he goes; then there is nobody to speak to."""
@@ -263,8 +273,11 @@ class _Talk:
             case {"detach": True}:
                 self._detached = True
             case {"signal": str(name)} if name.removeprefix("SIG") in _SIGNALS:
-                if self.session is not None:
-                    self.session.send_signal(signal_number(name))
+                number = signal_number(name)
+                if self._session is None:
+                    self._early = [*self._early[:MOST_EARLY], number]
+                else:
+                    self._session.send_signal(number)
             case _:
                 raise ValueError("it means nothing")
 
@@ -280,8 +293,8 @@ class _Talk:
 
     def leave(self) -> None:
         """The conversation is over: a command that goes on has been left, or goes with it."""
-        if self.session is not None:
-            self.session.leave() if self._detached else self.session.hang_up()
+        if self._session is not None:
+            self._session.leave() if self._detached else self._session.hang_up()
 
 
 async def _lines(wire: Wire) -> AsyncIterator[bytes]:

@@ -118,12 +118,14 @@ def _detached(args: argparse.Namespace, client: Client, job: str, body: dict[str
 def _through_pipes(args: argparse.Namespace, client: Client, job: str, body: dict[str, Any]) -> int:
     pipes = Pipes(stdin=not args.no_stdin)
     try:
-        with Talk.open(
-            client, PROTOCOL, "jobs", job, "exec", body=body, descriptors=pipes.theirs
-        ) as talk:
+        with (
+            signals((*PASSED_ON, *ENDS_US)) as heard,
+            Talk.open(
+                client, PROTOCOL, "jobs", job, "exec", body=body, descriptors=pipes.theirs
+            ) as talk,
+        ):
             pipes.hand_over()
-            with signals((*PASSED_ON, *ENDS_US)) as heard:
-                return Conversation(talk, pipes, heard).held()
+            return Conversation(talk, pipes, heard).held()
     finally:
         pipes.close()
 
