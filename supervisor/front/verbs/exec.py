@@ -32,8 +32,8 @@ The command is in the job's cgroup and namespaces, behind the same walls, and en
 When all three streams are terminals it gets a terminal of its own; else its stdout and stderr
 stay apart.  ctrl-p ctrl-q leaves it running.
 
-exit status: the command's own, 128+n by signal n, 126 not executable, 127 not found, 125 when
-supervise failed or the job does not run.
+exit status: the command's own, 128+n by signal n, 126 not executable, 127 not found, 125 when the
+job does not run or supervise failed.
 
 examples:
   supervise exec web -- sh
