@@ -354,7 +354,7 @@ def _do_run(args: argparse.Namespace) -> int:
 
 
 def _do_check(args: argparse.Namespace) -> int:
-    from supervisor.front import config, imaging
+    from supervisor.front import config, doctor_proc, imaging
     from supervisor.front.profiles import check_profiles
     from supervisor.front.risks import risks
     from supervisor.policy import registry
@@ -366,7 +366,7 @@ def _do_check(args: argparse.Namespace) -> int:
         print(config.show(found), end="")
     else:
         print(f"{args.config}: {len(found.jobs)} jobs, no problem found")
-    for line in imaging.told(found):
+    for line in (*imaging.told(found), *doctor_proc.told(found.jobs)):
         print(f"# {line}" if args.show else line)
     for line in risks(found.jobs, privileged=os.geteuid() == 0):
         print(f"supervise: risk: {line}", file=sys.stderr)

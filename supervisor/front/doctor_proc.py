@@ -1,23 +1,27 @@
 """What the doctor tries of `proc = "limits"`: being asked before a file is read, and a job's time.
 
+`told` has what `supervise check` and `plan` say of it without trying.
+
 The files lie on a tmpfs that no path leads to, and go with the trial.
 
-May import: `errors`, `linux`, `front.doctor_trial`.
+May import: `errors`, `model`, `linux`, `front.doctor_trial`.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from supervisor.errors import SupervisorError
 from supervisor.front.doctor_trial import Check, as_root, attempt, has_admin
 from supervisor.linux import newmount, proc, readgate
+from supervisor.model.job import JobSpec
 
 LIVE = "share in /proc"
 TIME = "time since boot"
 SNAPSHOT = 'proc = "limits" shows limits, but no use of them: '
+ASKING = "to be asked before a file is read takes CAP_SYS_ADMIN"
 OLD, NEW = b"before", b"after!"
 PATIENCE = 1000
 """Milliseconds to wait for the reader of the trial."""
@@ -28,13 +32,20 @@ def checks() -> list[Callable[[], Check]]:
     return [live, time_of_its_own]
 
 
+def told(jobs: Iterable[JobSpec]) -> list[str]:
+    """A line about the jobs that will see less than they ask for."""
+    names = dict.fromkeys(job.group or job.name for job in jobs if job.proc == "limits")
+    if not names or has_admin():
+        return []
+    return [f"{', '.join(names)}: {SNAPSHOT}{ASKING}"]
+
+
 def live() -> Check:
     """Whether what a job reads there can be written before it reads."""
     unused = _lxcfs()
     if not has_admin():
-        why = SNAPSHOT + "to be asked before a file is read takes CAP_SYS_ADMIN"
         fix = as_root() if os.geteuid() == 0 else "run as root; a user namespace is not enough"
-        return Check(LIVE, "accounted only", why + unused, fix)
+        return Check(LIVE, "accounted only", SNAPSHOT + ASKING + unused, fix)
     outcome = attempt(_read_while_it_is_written)
     if outcome.failure:
         fix = "a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS"

@@ -19,12 +19,12 @@ from attrs import evolve, frozen
 
 from supervisor.cgroup.api import CgroupManager, Notification, PressureSource, Rehearsed
 from supervisor.cgroup.detect import detect
-from supervisor.container import build, devices, disk, hiding, host, idmaps, network, pasta
+from supervisor.container import build, devices, disk, hiding, host, idmaps, mirror, network, pasta
 from supervisor.container.launcher import WORK_OPTIONS, skeleton, view_of_host
 from supervisor.container.layers import Layers
 from supervisor.errors import ConfigError, ImageError, KernelError, LimitError, SpawnError
 from supervisor.front import config as configuration
-from supervisor.front import imaging
+from supervisor.front import doctor_proc, imaging
 from supervisor.front.lines import clean
 from supervisor.front.up import settings_of
 from supervisor.linux import caps
@@ -157,6 +157,7 @@ class _Planner:
         yield from map(_await, rehearsed.sources)
         if spec.network == "bridge":
             yield from self._network(spec, run)
+        yield from self._mirrored(spec, run)
         yield from self._container(spec, run, rehearsed)
 
     def _network(self, spec: JobSpec, run: str) -> Iterator[str]:
@@ -220,6 +221,20 @@ class _Planner:
         base = storage.layer_base(spec, self.state.runs / run)
         return Layers(str(base) if base else None)
 
+    def _mirror(self, run: str) -> str:
+        return f"{self.settings.runtime}/proc/{run}"
+
+    def _mirrored(self, spec: JobSpec, run: str) -> Iterator[str]:
+        """What shows it its share of the machine; written when its cgroup is there."""
+        if spec.proc == "host":
+            return
+        yield from (f"# {line}" for line in doctor_proc.told([spec]))
+        yield f"mkdir -p -m 0700 {self._mirror(run)}"
+        files = f"{self._mirror(run)}/{{{','.join(mirror.TARGETS)}}}"
+        yield f"write its share > {files}"
+        if self.facts.privileged:
+            yield f"fanotify FAN_ACCESS_PERM {files}"
+
     def _bounded(self, spec: JobSpec, run: str) -> Iterator[str]:
         way, lines = self._disk(spec, run)
         yield from (f"# not by {line}" for line in lines)
@@ -230,6 +245,8 @@ class _Planner:
 
     def _request(self, spec: JobSpec, run: str, told: Rehearsed, facts: host.Facts) -> list[str]:
         layers = self._layers(spec, run)
+        if spec.proc == "limits":
+            layers.mirror = self._mirror(run)
         return list(build.describe(build.request(spec, run, told.entry, facts, layers)))
 
     def _container_lacks(self, spec: JobSpec, run: str, told: Rehearsed) -> Iterator[str]:

@@ -6,9 +6,10 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from supervisor.linux import proc
 from tests.support import host
 from tests.support.batch import PATIENCE, Batch
 from tests.support.command import Done, Supervise
+from tests.support.nobody import Nobody, nobody
 
 pytestmark = pytest.mark.kernel
 
@@ -182,6 +184,23 @@ def test_a_raised_limit_is_seen_by_the_same_process(batch: Batch) -> None:
     assert batch.output(result["one"]).split() == [str(KIB_64M), str(2 * KIB_64M)]
 
 
+def test_a_limit_that_somebody_sets_is_seen_by_the_same_process(batch: Batch) -> None:
+    ready = batch.fifo("ready")
+    job = (
+        '[jobs.one]\nproc = "limits"\nlimits = { memory = "64M", cpus = 1 }\nscript = """\n'
+        "echo up >/tmp/ready\n"
+        "until read -r _ now unit </proc/meminfo; [ $now -eq 98304 ]; do :; done\n"
+        'until grep -q "^cpu.* 0 0$" /proc/stat; do :; done; echo seen >/tmp/ready"""\n'
+    )
+    with batch.start(job, defaults=batch.sees(ready)) as running:
+        assert batch.told(ready, 1) == ["up"]
+        socket = {"SUPERVISE_SOCKET": f"{batch.where.runtime}/{batch.name}/socket"}
+        done = batch.supervise("set", "one", "memory=96M", environment=socket)
+        assert done.status == 0, done
+        assert batch.told(ready, 1) == ["seen"]
+        assert running.finish().status == 0
+
+
 def test_it_can_neither_be_written_nor_taken_away(job: Job) -> None:
     done = job(
         "for file in /proc/meminfo /sys/devices/system/cpu/online; do\n"
@@ -193,6 +212,87 @@ def test_it_can_neither_be_written_nor_taken_away(job: Job) -> None:
         "done; free -k"
     )
     assert row(done.stdout, "Mem:")[0] == KIB_64M
+
+
+HOSTILE = """
+import fcntl, mmap, os, signal
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fd = os.open("/proc/meminfo", os.O_RDONLY)
+try:
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+except OSError:
+    pass
+fcntl.flock(fd, fcntl.LOCK_EX)
+for path in ("/proc/meminfo", "/proc/stat", "/proc/loadavg"):
+    os.stat(path), os.open(path, os.O_PATH)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+for how in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+    try:
+        os.open("/proc/self/fd/%d" % fd, how)
+    except OSError as error:
+        assert error.errno == 30, error
+    else:
+        raise SystemExit("it could be opened for writing")
+def free(): return int(os.pread(fd, 4096, 0).split()[4])
+before = free()
+with open("/tmp/thirty", "wb") as file: file.write(bytes(30 << 20))
+while before - free() < 25 << 10: pass
+"""
+
+
+@live
+def test_neither_leases_nor_locks_nor_maps_hold_the_supervisor_up(supervise: Supervise) -> None:
+    flags = ("--proc", "limits", "--memory", "128M", "--timeout", "60s")
+    done = supervise("run", *flags, "--", os.path.realpath(sys.executable), "-c", HOSTILE)
+    assert done.status == 0, done
+
+
+@live
+def test_a_reader_is_killed_while_the_supervisor_does_not_answer(batch: Batch) -> None:
+    ready, go = batch.fifo("ready"), batch.fifo("go")
+    job = (
+        '[jobs.one]\nproc = "limits"\nlimits = { memory = "64M" }\nexpect = "signal"\n'
+        f'mounts = ["{ready}:/tmp/ready", "{go}:/tmp/go"]\n'
+        'script = "echo up >/tmp/ready; read -r go </tmp/go; read -r line </proc/meminfo"\n'
+    )
+    with batch.start(job) as running:
+        (pid,) = running.wait_started("one").values()
+        batch.told(ready, 1)
+        running.signal(signal.SIGSTOP)
+        try:
+            go.write_text("go\n")
+            until(lambda: proc.stat(pid).state == "D")
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not os.path.exists(f"/proc/{pid}"))  # its init has waited for it
+        finally:
+            running.signal(signal.SIGCONT)
+        assert running.finish().reasons == {"one": "signal"}
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Nothing tells of it: look again and again."""
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.qemu
+def test_without_root_it_is_as_of_the_start(user: Nobody) -> None:
+    run, _own = user
+    script = "cat /proc/meminfo; cut -d. -f1 /proc/uptime; grep -c /proc/ /proc/self/mountinfo"
+    done = run("run", "--on-missing", "warn", "--proc", "limits", "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    *meminfo, up, mounts = done.stdout.splitlines()
+    assert row("\n".join(meminfo), "MemTotal:") == row(proc.read_file("/proc/meminfo"), "MemTotal:")
+    assert int(up) < 60 * host.SLOWNESS and int(mounts) > 4
+    assert 'proc = "limits"' in done.stderr and "fanotify_init" in done.stderr
+
+
+@pytest.fixture
+def user() -> Iterator[Nobody]:
+    with nobody() as one:
+        yield one
 
 
 @pytest.mark.parametrize("space", ["host", "auto", "self"])

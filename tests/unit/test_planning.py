@@ -215,3 +215,12 @@ def test_one_job_a_group_or_all(plan: Plan, wanted: str | None, jobs: list[str])
 def test_a_job_that_is_not_there(plan: Plan) -> None:
     with pytest.raises(ConfigError, match=r'no job is called "two"; there are: one, pair@n=1'):
         plan('command = "x"', wanted="two")
+
+
+def test_what_shows_a_job_its_share_is_written_and_laid_over_the_kernels(plan: Plan) -> None:
+    lines = plan(LIMITED + 'proc = "limits"\n')
+    written = next(n for n, line in enumerate(lines) if line.startswith("  write its share > "))
+    limited = next(n for n, line in enumerate(lines) if "67108864 > " in line)
+    laid = next(n for n, line in enumerate(lines) if line.endswith(" /proc/meminfo"))
+    assert limited < written < laid
+    assert not any("its share" in line for line in plan(LIMITED, kind="v2"))
