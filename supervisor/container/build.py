@@ -234,15 +234,20 @@ def describe(request: Request) -> Iterator[str]:
 
     names = [name for flag, name in c.CLONE_NAMES.items() if request.flags & flag]
     yield "clone3 " + " | ".join([*names, "CLONE_PARENT", "CLONE_PIDFD"])
-    if request.user_map:
-        yield from _describe_maps(request, request.user_map)
-        yield "init: setresgid 0, setresuid 0"
-    for path in request.init_files:
-        yield f"init: write 0 > {path}"
     if request.init_dir:
         yield f"init: CLONE_INTO_CGROUP {request.init_dir}"
-    for operation in request.operations:
-        yield "init: " + mounts.unpack(operation).describe()
+    operations = [mounts.unpack(operation) for operation in request.operations]
+    handed = [one for one in operations if isinstance(one, mounts.OpenTree) and one.by]
+    if request.user_map:
+        yield from _describe_maps(request, request.user_map)
+        yield from (f"launcher: {operation.describe()}" for operation in handed)
+    for path in request.init_files:
+        yield f"init: write 0 > {path}"
+    if request.user_map:
+        yield "init: setresgid 0, setresuid 0"
+    for operation in operations:
+        if operation not in handed:
+            yield "init: " + operation.describe()
     yield from _describe_rest(request)
 
 
@@ -268,19 +273,29 @@ def _describe_rest(request: Request) -> Iterator[str]:
         yield f"init: unshare CLONE_NEWTIME, {told}"
     if request.shown:
         yield f"init: open {' '.join(request.shown)} for the supervisor (copy_out)"
-    into = f", CLONE_INTO_CGROUP {request.payload_dir}" if request.payload_dir else ""
+    if request.has_groups:
+        yield "init: setresgid -1 -1 1"
+    # the init of a user namespace may not clone into a cgroup of the host's (`PayloadCgroup`)
+    joins = request.payload_dir is not None and request.user_map is not None
+    into = "" if joins or not request.payload_dir else f", CLONE_INTO_CGROUP {request.payload_dir}"
     yield f"init: PR_SET_DUMPABLE 0, clone3 the payload{into}"
     for path in request.payload_files:
         yield f"payload: write 0 > {path}"
+    if joins:
+        yield f"payload: write 0 > {request.payload_dir}/cgroup.procs"
     yield "payload: unshare CLONE_NEWCGROUP, setsid, close all but 0 1 2"
     names = {number: name for name, number in RLIMITS.items()} | {c.RLIMIT_NOFILE: "nofile"}
     for number, soft, hard in request.rlimits:
         yield f"payload: setrlimit {names[number]} {soft}" + (f":{hard}" if soft != hard else "")
     yield "payload: keyctl JOIN_SESSION_KEYRING"
+    if request.oom_score_adj is not None and request.user_map is not None:
+        yield "payload: PR_SET_DUMPABLE 1"
     if request.oom_score_adj is not None:
         yield f"payload: write {request.oom_score_adj} > /proc/self/oom_score_adj"
     kept = " ".join(caps.NAMES[number].lower() for number in request.capabilities)
     yield f"payload: bounding set of capabilities: {kept or 'empty'}"
+    if request.ambient:
+        yield "payload: PR_SET_KEEPCAPS 1"
     if request.has_groups:
         yield "payload: setgroups " + ",".join(map(str, request.groups))
     yield f"payload: setresgid {request.gid}, setresuid {request.uid}"

@@ -103,6 +103,7 @@ class _Planner:
         if os.geteuid() != 0:
             return
         work = self.facts.work
+        yield "setsid"
         yield "unshare CLONE_NEWNS, mount --make-rslave /"
         yield f"mount -t tmpfs -o nosuid,{WORK_OPTIONS} supervise {work}"
         yield from (operation.describe() for operation in skeleton(work))
@@ -110,6 +111,7 @@ class _Planner:
         for source, target in view_of_host(work, list(self.facts.covered)):
             yield f"mount --bind {source} {target}"
         yield f"drop {len(caps.all_but(caps.JOB_DEFAULT))} capabilities (bounding set)"
+        yield "clear ambient capabilities, clear inheritable capabilities"
 
     def job(self, spec: JobSpec) -> Iterator[str]:
         """One start: what is lacking, the run's directories, its cgroup, then its container."""
