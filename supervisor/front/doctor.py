@@ -37,7 +37,7 @@ from supervisor.front.clash import name_clash
 from supervisor.front.doctor_table import table
 from supervisor.front.doctor_trial import Check, as_root, has_admin
 
-LONGEST = 20.0
+LONGEST = 60.0
 """Seconds for the whole; what is left by then is not tried."""
 
 

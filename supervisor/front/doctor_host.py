@@ -33,6 +33,7 @@ OPTIONS = (
     *("BLK_DEV_LOOP", "EXT4_FS", "QUOTA", "BRIDGE", "VETH", "TUN", "NF_TABLES", "NFT_NAT"),
 )
 """What of the kernel's configuration something here rests on (CONFIG_…)."""
+COMMAND = Path("/proc/cmdline")
 COMMAND_LINE = "take it out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and reboot"
 FEWEST = {"descriptors": 2048, "processes": 4096, "watches": 1024, "instances": 64}
 """Below these a hundred jobs at once meet the host's bounds before their own."""
@@ -99,7 +100,7 @@ TOLD = r"cgroup_no_v1=\S+|systemd\.unified_cgroup_hierarchy=\S+|swapaccount=1|ps
 def boot() -> Check:
     """/proc/cmdline (kernel-parameters.txt): whether something was switched off there."""
     name = "boot options"
-    words = Path("/proc/cmdline").read_text().split()
+    words = COMMAND.read_text().split()
     lost = [word for word in words if re.fullmatch(LOST, word)]
     if lost:
         return Check(name, "accounted only", f"switched off by {' '.join(lost)}", COMMAND_LINE)

@@ -82,6 +82,7 @@ def _unshared(name: str, flag: int) -> str:
     return how
 
 
+SYSCTL = Path("/proc/sys")
 SWITCHES = (
     ("user.max_user_namespaces", "0", "15000"),
     ("kernel.unprivileged_userns_clone", "0", "1"),
@@ -95,7 +96,7 @@ def user_fix() -> str:
     """What is in the way of user namespaces here, turned."""
     wrong = []
     for name, forbids, instead in SWITCHES:
-        path = Path("/proc/sys", name.replace(".", "/"))
+        path = SYSCTL / name.replace(".", "/")
         if path.exists() and path.read_text().strip() == forbids:
             wrong.append(f"{name}={instead}")
     if wrong:

@@ -65,7 +65,7 @@ DOCTOR = """\
 `ok` is what holds, `partly` what is counted or set but could not be seen to hold, `no` what is not to
 be had here. Red is what a job without any setting needs. The exit status is 0 when all of that holds,
 1 when something of it does not, 125 when the doctor itself failed. It takes a few seconds, and at most
-20; it makes control groups, mounts and processes of its own and leaves none.
+a minute; it makes control groups, mounts and processes of its own and leaves none.
 
 `supervise doctor --json` prints an array with an object for each row:
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import host
 from tests.support.command import ROOT
 
 pytestmark = pytest.mark.kernel
@@ -20,6 +21,8 @@ HEAD = """
 import json, os, signal, sys, time
 from supervisor.cgroup.detect import detect
 from supervisor.front import doctor, doctor_group, doctor_kernel, doctor_limits
+
+doctor.LONGEST = 600  # a guest is slow
 
 def show(checks):
     print(json.dumps({check.name: [check.verdict, check.detail] for check in checks}), flush=True)
@@ -35,7 +38,7 @@ def start(code: str) -> subprocess.Popen[str]:
 
 def alone(code: str) -> dict[str, list[str]]:
     process = start(code)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60 * host.SLOWNESS)
     assert err == ""
     nothing_is_left(process.pid)
     return json.loads(out)
@@ -145,7 +148,7 @@ def test_an_interrupted_doctor_leaves_nothing_behind(number):
     assert process.stdout is not None
     assert process.stdout.readline() == "inside\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=30 * host.SLOWNESS)
     expected = "SystemExit" if number == signal.SIGTERM else "KeyboardInterrupt"
     assert (out, err) == (f"{expected}\n", "")
     nothing_is_left(process.pid)
@@ -165,7 +168,7 @@ def test_a_signal_while_a_cgroup_is_made_waits_until_it_can_be_removed():
         except BaseException as error:
             print(type(error).__name__, flush=True)
     """)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=30 * host.SLOWNESS)
     assert (out, err) == ("KeyboardInterrupt\n", "")
     nothing_is_left(process.pid)
 

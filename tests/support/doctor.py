@@ -23,9 +23,10 @@ CODE = """
 import sys
 from supervisor.front import doctor
 doctor.LONGEST = 600  # a guest is slow, and every row is compared
-sys.exit(doctor.doctor(as_json=False, colour=False, say=print, width=1000))
+as_json = "--json" in sys.argv
+sys.exit(doctor.doctor(as_json=as_json, colour=False, say=print, width=1000))
 """
-"""What prints the table, a row's detail on one line."""
+"""What prints the table, a row's detail on one line; with --json as the command does."""
 
 DIFFERS = (
     (r"Linux \S+, ", "Linux VERSION, "),
