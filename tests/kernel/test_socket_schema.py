@@ -19,7 +19,7 @@ from supervisor.front.verbs.client import Client
 from tests.support import host
 from tests.support.batch import Batch
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, host.outside("the routes, which are the same everywhere")]
 
 JOBS = """
 [jobs.one]
