@@ -109,7 +109,7 @@ async def _record(ask: Ask) -> Answer:
     run = ask.path["run"]
     found = await _in_thread(partial(_one, _state(ask).history, run))
     if found is None:
-        raise Refusal(404, f"no run is named {run}", hint="GET /v1/history lists them")
+        raise Refusal(404, f"no run is named {run}", hint="supervise history lists them")
     return Json(200, found)
 
 

@@ -83,7 +83,7 @@ def _nearest(name: str, names: Mapping[str, Any]) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(name, names, 1)
-    return f"did you mean {near[0]}?" if near else "GET /v1/jobs lists them"
+    return f"did you mean {near[0]}?" if near else "supervise ps lists them"
 
 
 @frozen

@@ -136,6 +136,7 @@ def test_waiting_for_jobs(batch: Batch, ask: Ask) -> None:
         assert ask("wait", "--for", "running", "good", "bad").stdout == "good\nbad\n"
         late = ask("wait", "good", "--timeout", "10ms")
         assert (late.status, late.stdout) == (124, "")
+        assert late.stderr.startswith("supervise: not ended within ")
         assert ask("wait", "--for", "running", "never").status == 1
         assert ask("wait", "--any", "good", "bad").stdout == "bad\n"
         assert ask("wait", "nobody").status == 2

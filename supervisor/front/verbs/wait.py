@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(job))
         elif there(job, args.until):
             print(job["name"])
-    return status_of(answer, args.until, once=args.any)
+    status = status_of(answer, args.until, once=args.any)
+    if status == TIMED_OUT:
+        late = ", ".join(job["name"] for job in answer["jobs"] if not there(job, args.until))
+        print(f"supervise: not {args.until} within {args.timeout}: {late}", file=sys.stderr)
+    return status
 
 
 def wait(
