@@ -326,6 +326,7 @@ ROUTES = (
         "steer",
         "start a command in a job, and leave it to itself",
         body=ExecDetached,
+        checks_more=True,
         answer=Detached,
         status=201,
     ),

@@ -142,8 +142,8 @@ class Route:
     streams: bool = False
     """Whether it answers with Lines of `answer`."""
     checks_more: bool = False
-    """Whether a body may be refused (400) that its class allows: settings (docs/config.md) have
-    parsers that no schema describes."""
+    """Whether a body may be refused (400) that its class allows: no schema describes all that a
+    setting (docs/config.md) or a command must be."""
     upgrade: str = ""
     """The protocol of a Takeover, in lower case."""
 
