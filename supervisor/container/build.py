@@ -302,7 +302,7 @@ def _describe_rest(request: Request) -> Iterator[str]:
     if request.ambient:
         kept = " ".join(caps.NAMES[number].lower() for number in request.ambient)
         yield f"payload: ambient capabilities: {kept}"
-    yield f"payload: PR_SET_NO_NEW_PRIVS, chdir {request.working_dir}"
+    yield f"payload: PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE 0, chdir {request.working_dir}"
     if request.landlock is not None:
         yield "payload: " + landlock.describe(request.landlock)
     for program in request.filters:
