@@ -170,7 +170,11 @@ web
 | wanted | by |
 |---|---|
 | what runs, and how it is | `supervise ps`, `supervise status JOB` |
+| what they use | `supervise top`; `supervise stats --json` for programs |
 | what happens, as it does | `supervise events -f` |
+| what they print | `supervise logs -f JOB` |
+| a look inside | `supervise exec JOB -- sh` |
+| why it waits, or what has become of it | `supervise explain JOB` |
 | more memory for a job that lives | `supervise set JOB memory=2G`; into the file, too, for the next run |
 | the file was changed | `supervise reload --dry-run`, then `supervise reload` (or `systemctl reload`, SIGHUP) |
 | a job once more | `supervise restart JOB` |
@@ -182,25 +186,28 @@ web
 NIGHT = """\
 A job is *red* when it did not end as expected: the status of the instance is 1, the unit `failed`.
 
-1. **Which, and why?** The reason is one word of a closed list, and it is never guessed;
-`supervise history --run RUN` shows the record with the evidence.
+1. **Which, and why?** The reason is one word of a closed list, and it is never guessed. `explain` tells
+the chain that led to it, with the evidence, and what to do about it; whether the instance still runs
+or not.
 
 <!-- transcript night -->
 ```console
 # supervise history --reason oom
 RUN              JOB     REASON  STARTED               TIME    CPU   PEAK  NOTE
 mx0v4a6x-report  report  oom     2026-11-28 20:28:15  0.11s  0.05s  64.0M
-# supervise history --events --job report
-2026-11-28 20:28:15 report job_waiting waiting_for=sort
-2026-11-28 20:28:15 report job_starting attempt=1
-2026-11-28 20:28:15 report started (pid 4457)
+# supervise explain report
+report, run mx0v4a6x-report, attempt 1: 2026-11-28 20:28:15
+  limits: memory 64.0M, swap 0B, pids 32, timeout 10m00s
+  20:28:15.021 waited for sort
+  20:28:15.041 started (pid 4457)
 …
-2026-11-28 20:28:15 report job_ended reason=oom expected=False
-2026-11-28 20:28:15 report job_finished runs=1 expected=False
+  20:28:15.155 ended: oom: the kernel killed it at its memory limit of 64.0M (peak 64.0M, 1 kill) after 0.11s
+…
+    try limits.memory = "128M", or on_memory_limit = { action = "raise", to = "512M" } to raise it while it runs
 ```
 
-2. **What did it say?** `logs/JOB.STAMP.err` in the state directory of the instance; STAMP is the first
-part of the run's id.
+2. **What did it say?** `supervise logs JOB --tail 50`, or of an earlier run `supervise logs RUN`. The
+files are `logs/JOB.STAMP.out` and `.err` in the state directory of the instance.
 
 3. **What to do**, by the reason:
 

@@ -90,8 +90,9 @@ def test_a_limit_that_the_kernel_does_not_hold_is_not_believed():
             manager.close()
         show(made)
     """)
-    for name in ("memory limit", "pids limit", "cpus limit"):
+    for name in ("memory limit", "pids limit"):
         assert found[name][0] == "accounted only", (name, found[name])
+    assert found["cpus limit"][0] != "enforced"  # where others take the CPU, a trial proves nothing
     assert found["memory events"][0] != "enforced"
     assert found["io limit"][0] != "enforced"
     assert found["devices"] == ["accounted only", "/dev/zero was opened"]
