@@ -11,6 +11,7 @@ from supervisor.control import (
     exec,
     history,
     jobs,
+    logs,
     openapi,
     stats,
     steering,
@@ -28,6 +29,7 @@ ROUTES: tuple[Route, ...] = (
     *steering.ROUTES,
     *submitting.ROUTES,
     *history.ROUTES,
+    *logs.ROUTES,
     *stats.ROUTES,
     *exec.ROUTES,
 )

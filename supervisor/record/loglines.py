@@ -114,7 +114,10 @@ class Lines:
             if not data:
                 return []
             if at > self.at:
+                if self._held:  # of this line no more will come
+                    return [self._piece(self._taken(), ends=False)]
                 self.gone += at - self.at
+                self._begins = True
             self.at = at + len(data)
             if found := list(self._cut(data)):
                 return found
@@ -127,8 +130,11 @@ class Lines:
         early = self.stamped and self._begins and len(self._held) <= STAMP_LENGTH and not last
         if not self._held or early:
             return None
+        return self._piece(self._taken(), ends=False)
+
+    def _taken(self) -> bytes:
         data, self._held = self._held, b""
-        return self._piece(data, ends=False)
+        return data
 
     def _cut(self, data: bytes) -> Iterator[Line]:
         *whole, rest = (self._held + data).split(b"\n")

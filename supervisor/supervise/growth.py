@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import trio
 
-from supervisor.linux.filewatch import IN_MODIFY, IN_ONESHOT, FileWatch
+from supervisor.linux.filewatch import IN_MODIFY, IN_MOVE_SELF, IN_ONESHOT, FileWatch
 
 
 class Growth:
@@ -20,25 +20,31 @@ class Growth:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._watch: FileWatch | None = None
-        self._armed: dict[int, trio.Event] = {}
+        self._armed: dict[int, set[trio.Event]] = {}
 
     @contextmanager
     def armed(self, path: str) -> Iterator[trio.Event]:
-        """An event that is set by the first write from now on.  Raises KernelError.
+        """An event that is set by the first write from now on, or when the file is renamed.
 
-        Nobody else may have the same file armed.
+        Raises KernelError.
         """
         if self._watch is None:
             self._watch = FileWatch()
             self._nursery.start_soon(self._hear, self._watch)
-        number = self._watch.add(path, IN_MODIFY | IN_ONESHOT)
-        event = self._armed[number] = trio.Event()
+        number = self._watch.add(path, IN_MODIFY | IN_MOVE_SELF | IN_ONESHOT)
+        event = trio.Event()
+        self._armed.setdefault(number, set()).add(event)
         try:
             yield event
         finally:
-            del self._armed[number]
-            if not event.is_set():
-                self._watch.remove(number)
+            self._forget(number, event)
+
+    def _forget(self, number: int, event: trio.Event) -> None:
+        """The watch ends with the last who wants it, unless it has ended by itself."""
+        waiting = self._armed.get(number, set())
+        waiting.discard(event)
+        if not waiting and self._armed.pop(number, None) is not None and self._watch is not None:
+            self._watch.remove(number)
 
     async def _hear(self, watch: FileWatch) -> None:
         try:
@@ -50,5 +56,7 @@ class Growth:
             self._watch = None
 
     def _wake(self, numbers: set[int]) -> None:
-        for number in self._armed if -1 in numbers else numbers & self._armed.keys():
-            self._armed[number].set()
+        """Lost events may have been anybody's."""
+        for number in set(self._armed) if -1 in numbers else numbers & self._armed.keys():
+            for event in self._armed.pop(number):
+                event.set()

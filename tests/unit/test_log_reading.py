@@ -159,6 +159,21 @@ def test_times_are_told_apart_from_lines(tmp_path: Path) -> None:
     lines.reader.close()
 
 
+def test_a_line_ends_where_rotation_took_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    stream(path, b"one\ntw")
+    lines = Lines(Reader(path), stamped=False)
+    assert lines.take() == [Line(b"one")]
+    stream(path, b"", b"ree\nfour\n")
+    writer = Writer(path)
+    with writer.changing():
+        writer.write(Index(10, 10, ()))
+    writer.close()
+    assert lines.take() == [Line(b"tw", ends=False)]
+    assert (lines.take(), lines.gone) == ([Line(b"ree"), Line(b"four")], 4)
+    lines.reader.close()
+
+
 def test_a_long_line_comes_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"x" * (3 * LONGEST + 1) + b"\nend\n")

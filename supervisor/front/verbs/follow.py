@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.errors import KernelError
-from supervisor.front.verbs.logs import LOST, Printer, Source, Wanted, is_of, show
+from supervisor.front.verbs.logs import LOST, Printer, is_of, show
 from supervisor.linux.filewatch import IN_CREATE, IN_MODIFY, IN_MOVE_SELF, IN_MOVED_TO, FileWatch
 from supervisor.record.eventfiles import Tail
 from supervisor.record.loglines import Logged, run_of
 from supervisor.record.logs import index_path
+from supervisor.record.logsource import Source, Wanted
 from supervisor.record.runs import StateDir, stamp
 
 NEW = IN_CREATE | IN_MOVED_TO
@@ -178,6 +179,7 @@ class Follower:
             self._heed_stream(source)
             while found := source.take():
                 self._printer.write(source, found)
+            self._printer.tell_gone(source)
             done = source.run.run in ended
             if done or not (self._printer.whole or len(self._sources) > 1):
                 self._printer.write(source, source.rest(last=done))

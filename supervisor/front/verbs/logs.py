@@ -8,7 +8,6 @@ where they are.  May import: `errors`, `model.units`, `linux.filewatch`, `record
 from __future__ import annotations
 
 import argparse
-import base64
 import heapq
 import json
 import os
@@ -18,15 +17,13 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from attrs import define, frozen
-
-from supervisor.errors import ConfigError, KernelError
+from supervisor.errors import ConfigError
 from supervisor.front.lines import clean, paint, use_colour
 from supervisor.front.verbs.place import instance_flags
 from supervisor.front.verbs.states import all_of, tiers
 from supervisor.model import units
-from supervisor.record.loglines import STREAMS, Line, Lines, Logged, run_of, runs_of, tail
-from supervisor.record.logs import Reader
+from supervisor.record.loglines import STREAMS, Line, Logged, run_of, runs_of
+from supervisor.record.logsource import Source, Wanted, entry
 from supervisor.record.runs import StateDir
 
 EPILOG = """\
@@ -87,82 +84,6 @@ def _moment(text: str) -> str:
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-@define(eq=False)
-class Source:
-    """One stream of one run, as it is shown."""
-
-    run: Logged
-    stream: str
-    lines: Lines
-    since: str = ""
-    _shown: bool = True
-
-    @classmethod
-    def open(cls, run: Logged, stream: str, wanted: Wanted) -> Source | None:
-        """None where it has no file, or nothing of the time asked for."""
-        path = run.path(stream)
-        try:
-            if not run.stamped and wanted.since and _written(path) < wanted.since:
-                return None
-            reader = Reader(path)
-            at = reader.bounds()[0] if wanted.tail is None else tail(reader, wanted.tail)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise KernelError("read", str(path), error.errno or 0) from error
-        return cls(run, stream, Lines(reader, run.stamped, at), wanted.since)
-
-    def take(self) -> list[Line]:
-        """What has come since, of lines that are wanted.  Raises KernelError."""
-        try:
-            while found := self.lines.take():
-                if kept := [line for line in found if self._wanted(line)]:
-                    return kept
-        except OSError as error:
-            path = str(self.run.path(self.stream))
-            raise KernelError("read", path, error.errno or 0) from error
-        return []
-
-    def rest(self, *, last: bool) -> list[Line]:
-        """What has come of a line without an end; `last`: it has none."""
-        line = self.lines.rest(last=last)
-        return [line] if line is not None and self._wanted(line) else []
-
-    def _wanted(self, line: Line) -> bool:
-        """A line that does not begin goes where its beginning went."""
-        if line.begins:
-            self._shown = not line.time or line.time >= self.since
-        return self._shown
-
-    def all(self) -> Iterator[Line]:
-        """To the end there is now."""
-        while found := self.take():
-            yield from found
-
-
-def _written(path: Path) -> str:
-    at = datetime.fromtimestamp(os.stat(path).st_mtime, UTC)
-    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-@frozen
-class Wanted:
-    """What of a run is to be shown."""
-
-    streams: tuple[str, ...]
-    tail: int | None
-    since: str
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Wanted:
-        streams = ("out",) if args.stdout else ("err",) if args.stderr else STREAMS
-        return cls(streams, args.tail, args.since or "")
-
-    def sources(self, run: Logged) -> list[Source]:
-        found = (Source.open(run, stream, self) for stream in self.streams)
-        return [source for source in found if source is not None]
-
-
 class Printer:
     """Writes lines: raw, or with their job, their time, or as JSON."""
 
@@ -191,6 +112,13 @@ class Printer:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
 
+    def tell_gone(self, source: Source) -> None:
+        """Rotation was faster than we, or whoever reads us."""
+        count, source.lines.gone = source.lines.gone, 0
+        if count:
+            text = f"{count} bytes of std{source.stream} were rotated away before they were shown"
+            print(f"supervise: {source.run.run}: {text}", file=sys.stderr)
+
     def _broken(self, source: Source) -> bytes:
         """Before the line of another stream an open one is ended."""
         broken = self._open not in (None, source)
@@ -200,7 +128,7 @@ class Printer:
 
     def _bytes(self, source: Source, line: Line) -> bytes:
         if self._json:
-            return json.dumps(entry(source.run, source.stream, line)).encode() + b"\n"
+            return json.dumps(entry(source, line)).encode() + b"\n"
         head = self._head(source, line) if line.begins else ""
         text = self._cleaned(source, line.data) if self._terminal else line.data
         return head.encode() + text + (b"\n" if line.ends else b"")
@@ -222,22 +150,6 @@ class Printer:
         return paint(shown, "31", self._colour and source.stream == "err").encode()
 
 
-def entry(run: Logged, stream: str, line: Line) -> dict[str, object]:
-    """A line as JSON: `text`, or `base64` where it is no UTF-8; `end` false: no newline follows."""
-    found: dict[str, object] = {"job": run.job, "run": run.run, "stream": stream}
-    if line.time:
-        found["time"] = line.time
-    try:
-        found["text"] = line.data.decode()
-    except UnicodeDecodeError:
-        found["base64"] = base64.b64encode(line.data).decode()
-    if not line.begins:
-        found["begin"] = False
-    if not line.ends:
-        found["end"] = False
-    return found
-
-
 def run(args: argparse.Namespace) -> int:
     """Print them."""
     found = tiers(args)
@@ -248,7 +160,8 @@ def run(args: argparse.Namespace) -> int:
     if missing and not args.follow:
         raise ConfigError(_nothing(missing, found[-1]))
     _check(args, runs)
-    wanted = Wanted.of(args)
+    streams = ("out",) if args.stdout else ("err",) if args.stderr else STREAMS
+    wanted = Wanted(streams, args.tail, args.since or "")
     many = len({one.job for one in runs}) > 1 or len(args.jobs) != 1
     printer = Printer(args, named="job" if many else "run" if args.all_runs else "")
     if args.follow:
@@ -348,6 +261,7 @@ def show(sources: Sequence[Source], printer: Printer, live: Sequence[Source] = (
     for source in sources:
         while found := source.take():
             printer.write(source, found)
+        printer.tell_gone(source)
         if source not in live:
             printer.write(source, source.rest(last=True))
 
