@@ -188,8 +188,10 @@ def test_a_paused_job_stands_still_and_goes_on(batch: Batch, ask: Ask, client: C
         again = ask("pause", "busy")
         assert again.status == 1
         assert "paused already, by root (uid 0)" in again.stderr
+        # the kernel calls a task frozen some microseconds before it leaves its CPU
         after = client.get("jobs", "busy")["status"]
-        assert after["cpu_seconds"] == before["cpu_seconds"]
+        looks = [client.get("jobs", "busy")["status"]["cpu_seconds"] for _ in range(50)]
+        assert set(looks) == {after["cpu_seconds"]}
         assert ask("set", "busy", "pids=7").status == 0  # a frozen job's limits can be set
         assert ask("resume", "busy").status == 0
         until(client, "busy", lambda job: job["cpu_seconds"] > after["cpu_seconds"])
