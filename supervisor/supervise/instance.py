@@ -254,7 +254,7 @@ async def open_instance(
         stack.callback(images.close)
         mirrors = Mirrors(settings.runtime / "proc", nursery, partial(_warn, log))
         mirrors.clear()
-        stack.callback(mirrors.clear)
+        stack.callback(_clear, mirrors, log)
         stops: list[Callable[[str], None]] = []
         shared = Shared(
             manager=manager,
@@ -287,6 +287,13 @@ async def open_instance(
             for text in watcher.blind:
                 log.emit("warning", text=f"cannot see {text}")
         yield instance
+
+
+def _clear(mirrors: Mirrors, log: Log) -> None:
+    try:
+        mirrors.clear()
+    except KernelError as error:
+        log.emit("cleanup_failed", text=str(error))
 
 
 def _warn(log: Log, text: str) -> None:
