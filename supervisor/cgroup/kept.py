@@ -90,30 +90,33 @@ def _rest(fd: int, data: bytes) -> bytes:
 
 
 class Gate:
-    """A file of the instance's cgroup that counts what happens in any of its runs.
+    """A file that counts for all runs, as the instance's own cgroup's do.
 
     While it says the same, none of theirs has changed: a thousand files need not be read.  `part`
     picks out of its text what only changes with theirs.  A gate that cannot be read is open.
     """
 
+    __slots__ = ("_file", "_part", "_state", "changed", "due")
+
     def __init__(self, file: File, part: Callable[[bytes], object]) -> None:
         self._file = file
         self._part = part
-        self._at = -FRESH
         self._state: object = object()
+        self.changed = 0.0
+        """When it was last seen to say something else.  What has been read since holds."""
+        self.due = 0.0
+        """When it is to be looked at again: see `look`."""
 
-    def look(self, at: float) -> object:
-        """Its state at `at`, at most FRESH seconds ago; equal to an earlier one: nothing happened.
-
-        To be asked for before the run's own file is read, so that no change falls between them.
-        """
-        if at - self._at >= FRESH:
-            self._at = at
-            try:
-                self._state = self._part(self._file.read())
-            except (KernelError, ValueError, IndexError):
-                self._state = object()
-        return self._state
+    def look(self, at: float) -> None:
+        """To be called, from `due` on, before a run's own file is read: nothing falls between."""
+        self.due = at + FRESH
+        try:
+            state = self._part(self._file.read())
+        except (KernelError, ValueError, IndexError):
+            state = object()
+        if state != self._state:
+            self._state = state
+            self.changed = at
 
     def close(self) -> None:
         self._file.close()

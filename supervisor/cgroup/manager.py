@@ -95,6 +95,7 @@ class Manager:
         self.devices = self._devices_of(layers)
         self._step: delegate.Step | None = None
         self.psi = psi.Psi(self.unified.hierarchy.base if self.unified else None, found.proc)
+        self.proc = found.proc
         self._metering: Metering | None = None
         self._open = False
         self._spares: list[str] = []

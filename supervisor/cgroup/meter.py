@@ -6,7 +6,7 @@ changed:
 
 - `Slow`: while the run has used no CPU time and its memory and tasks are the same.  A limit strikes
   only who runs; what is reclaimed from outside shows in the memory in use.
-- I/O and pressure: while the instance's cgroup, which counts for all its runs, has not changed (a
+- OOM kills, I/O and pressure: while what counts them for all runs together has not changed (a
   `Gate`).
 
 The kernel writes some of this down late: memory.stat every two seconds, the averages of pressure
@@ -42,6 +42,9 @@ class MemoryFiles(Part, Protocol):
     @property
     def usage(self) -> File:
         """The file that holds the bytes in use."""
+
+    def kills(self) -> int | None:
+        """Processes killed by an OOM killer."""
 
 
 class IoFiles(Protocol):
@@ -90,6 +93,35 @@ class AccountFiles(Protocol):
         """Microseconds of CPU: all, user, system."""
 
 
+class Behind:
+    """When something behind a gate was read; as long as that holds it is not read again.
+
+    `late`: how many seconds after a change the kernel may still write down more of it.
+    """
+
+    __slots__ = ("_gate", "_late", "_read")
+
+    def __init__(self, gate: Gate | None, late: float) -> None:
+        self._gate = gate
+        self._late = late
+        self._read = -late
+
+    def holds(self, at: float) -> bool:
+        """Whether what was read holds at `at`; if not, it is taken to be read now."""
+        gate = self._gate
+        if gate is not None:
+            if at >= gate.due:
+                gate.look(at)
+            if self._read - gate.changed >= self._late:
+                return True
+        self._read = at
+        return False
+
+    def forget(self) -> None:
+        """Have it read the next time, whatever the gate says."""
+        self._read = -self._late
+
+
 class Pressure:
     """The files of pressure of one run that this host has, each behind the instance's."""
 
@@ -97,57 +129,25 @@ class Pressure:
         self, directory: str, gates: dict[Resource, Gate], often: Open, rarely: Open
     ) -> None:
         # somebody always waits for a CPU
-        self._of = {
-            resource: (Behind(gate, SETTLED), (often if resource == "cpu" else rarely)(path))
+        self._all = [
+            (resource, Behind(gate, SETTLED), (often if resource == "cpu" else rarely)(path))
             for resource, gate in gates.items()
             for path in (f"{directory}/{resource}.pressure",)
-        }
+        ]
 
     def read(self, at: float, before: dict[Resource, Stall]) -> dict[Resource, Stall]:
         """What there is now; `before` itself where nothing has changed."""
         found = before
-        for resource, (behind, file) in self._of.items():
-            last = before.get(resource)
-            # an average goes down by itself
-            moving = last is None or last.some_avg10 or last.full_avg10
-            if not behind.still(at) or moving:
-                now = stall(file.read())
-                if now != last:
-                    found = {**found, resource: now}
-                    behind.changed(at)
-                behind.done(at)
+        for resource, behind, file in self._all:
+            if behind.holds(at):
+                continue
+            now = stall(file.read())
+            if now.some_avg10 or now.full_avg10:
+                behind.forget()  # an average goes down by itself
+            if found is before:
+                found = before.copy()
+            found[resource] = now
         return found
-
-
-class Behind:
-    """Whether what stands behind a gate need not be read again.
-
-    `settled`: how many seconds after a change the kernel has written all of it down.
-    """
-
-    __slots__ = ("_changed", "_gate", "_read", "_settled", "_state")
-
-    def __init__(self, gate: Gate | None, settled: float) -> None:
-        self._gate = gate
-        self._settled = settled
-        self._state: object = None
-        self._changed = self._read = 0.0
-
-    def still(self, at: float) -> bool:
-        if self._gate is None:
-            return False
-        state = self._gate.look(at)
-        if state != self._state:
-            self._state = state
-            self._changed = at
-        return self._read - self._changed >= self._settled
-
-    def changed(self, at: float) -> None:
-        self._changed = at
-
-    def done(self, at: float) -> None:
-        """It was read at `at`."""
-        self._read = at
 
 
 class Io:
@@ -158,10 +158,26 @@ class Io:
         self._behind = Behind(gate, 0.0)
 
     def read(self, at: float, before: IoCount | None) -> IoCount:
-        if self._behind.still(at) and before is not None:
+        if self._behind.holds(at) and before is not None:
             return before
-        self._behind.done(at)
         return self._files.read()
+
+
+class Kills:
+    """OOM kills, behind the host's count of them."""
+
+    LATE = 1.0
+    """The host's is written before the cgroup's (mm/oom_kill.c, __oom_kill_process)."""
+
+    def __init__(self, read: Callable[[], int | None], gate: Gate | None) -> None:
+        self._read = read
+        self._behind = Behind(gate, self.LATE)
+        self._known: int | None = None
+
+    def add(self, slow: Slow, at: float) -> None:
+        if not self._behind.holds(at):
+            self._known = self._read()
+        slow.oom_kills = self._known
 
 
 class Pids:
@@ -184,6 +200,7 @@ class RunMeter:
         memory: MemoryFiles | None,
         pids: Pids | None,
         more: Iterable[Part],
+        kills: Kills | None,
         io: Io | None,
         pressure: Pressure | None,
         files: list[File],
@@ -193,6 +210,7 @@ class RunMeter:
         self._memory = memory
         self._pids = pids
         self._more = [part for part in (memory, pids, *more) if part is not None]
+        self._kills = kills
         self._io = io
         self._pressure = pressure
         self._files = files
@@ -211,37 +229,36 @@ class RunMeter:
     def _look(self, before: Sample | None) -> Sample:
         cpu, user, system = self._account.read() if self._account else (None, None, None)
         at = self._clock()
-        memory = _number(self._memory.usage.read()) if self._memory else None
-        pids = _number(self._pids.usage.read()) if self._pids else None
-        if before is None or cpu is None or (cpu, memory, pids) != _quick(before):
+        memory = int(self._memory.usage.read()) if self._memory else None
+        pids = int(self._pids.usage.read()) if self._pids else None
+        if before is None:
+            slow, self._changed = self._read_slow(at), at
+            io = self._io.read(at, None) if self._io else None
+            pressure = self._pressure.read(at, {}) if self._pressure else {}
+            return Sample(at, cpu, user, system, memory, pids, slow, io, pressure)
+        if cpu != before.cpu or memory != before.memory or pids != before.pids or cpu is None:
             self._changed = at
-        if before is None or self._slow_at - self._changed < SETTLED:
-            slow, self._slow_at = self._read_slow(), at
-        else:
-            slow = before.slow
-        io = self._io.read(at, before.io if before else None) if self._io else None
-        pressure = before.pressure if before else {}
+        slow, io, pressure = before.slow, before.io, before.pressure
+        if self._slow_at - self._changed < SETTLED:
+            slow = self._read_slow(at)
+        if self._io:
+            io = self._io.read(at, io)
         if self._pressure:
             pressure = self._pressure.read(at, pressure)
         return Sample(at, cpu, user, system, memory, pids, slow, io, pressure)
 
-    def _read_slow(self) -> Slow:
+    def _read_slow(self, at: float) -> Slow:
         slow = Slow()
         for part in self._more:
             part.add(slow)
+        if self._kills:
+            self._kills.add(slow, at)
+        self._slow_at = at
         return slow
 
     def close(self) -> None:
         for file in self._files:
             file.close()
-
-
-def _quick(sample: Sample) -> tuple[int | None, int | None, int | None]:
-    return sample.cpu, sample.memory, sample.pids
-
-
-def _number(data: bytes) -> int:
-    return int(data)
 
 
 def stall(data: bytes) -> Stall:

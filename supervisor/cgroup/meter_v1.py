@@ -19,7 +19,9 @@ class Memory:
     def add(self, slow: Slow) -> None:
         slow.anon, cache, slow.shmem, slow.swap = self._stat.read()
         slow.file = None if cache is None else cache - (slow.shmem or 0)
-        (slow.oom_kills,) = self._control.read()
+
+    def kills(self) -> int | None:
+        return self._control.read()[0]
 
 
 class Cpu:

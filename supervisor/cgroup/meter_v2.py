@@ -27,9 +27,11 @@ class Memory:
         slow.file = None if file is None else file - (slow.shmem or 0)
         slow.kernel = sum(part or 0 for part in parts) if kernel is None else kernel
         slow.swap = int(self._swap.read()) if self._swap else None
+
+    def kills(self) -> int | None:
         kills, groups = (value or 0 for value in self._events.read())
         # as in `v2.Memory`: a group kill counts its first victim once more
-        slow.oom_kills = max(kills - groups, min(kills, 1))
+        return max(kills - groups, min(kills, 1))
 
 
 class Account:

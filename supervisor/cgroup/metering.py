@@ -5,6 +5,7 @@ What a run has none of on this host (a controller, PSI) its meter leaves out.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, get_args
@@ -14,6 +15,7 @@ from supervisor.cgroup.kept import Budget, File, Gate
 from supervisor.cgroup.meter import (
     AccountFiles,
     Io,
+    Kills,
     MemoryFiles,
     Open,
     Part,
@@ -36,6 +38,7 @@ class Metering:
         self._budget = Budget()
         self._gates = self._pressure_gates()
         self._io_gate = self._find_io_gate()
+        self._kill_gate = _find_kill_gate(manager.proc)
 
     def _pressure_gates(self) -> dict[Resource, Gate]:
         unified = self._manager.unified
@@ -65,11 +68,13 @@ class Metering:
         pids = self._directory("pids", name)
         unified = self._manager.unified
         more: list[Part] = [cpu] if cpu else []
+        memory = self._memory(name, often)
         return RunMeter(
             account,
-            self._memory(name, often),
+            memory,
             Pids(pids, often) if pids else None,
             more,
+            Kills(memory.kills, self._kill_gate) if memory else None,
             self._io(name, rarely),
             Pressure(_payload(unified, name), self._gates, often, rarely) if unified else None,
             files,
@@ -118,6 +123,28 @@ class Metering:
 
 def _payload(layer: Layer, name: str) -> str:
     return f"{layer.directory}/{name}/payload"
+
+
+def _find_kill_gate(proc: str) -> Gate | None:
+    """/proc/vmstat counts the OOM kills of the whole host, since kernel 4.13.
+
+    A file that somebody has mounted over it tells of something else.
+    """
+    path = f"{proc}/vmstat"
+    try:
+        if os.stat(path).st_dev != os.stat(f"{proc}/self").st_dev or not kills_of_host(
+            File(path, Budget(0)).read()
+        ):
+            return None
+    except OSError:
+        return None  # not shown here: then each run's own is read
+    return _gate(path, kills_of_host)
+
+
+def kills_of_host(data: bytes) -> bytes:
+    """The line of /proc/vmstat; b"" where there is none."""
+    at = data.find(b"\noom_kill ")
+    return b"" if at < 0 else data[at + 1 : data.index(b"\n", at + 1)]
 
 
 def _gate(path: str, part: Callable[[bytes], object]) -> Gate:

@@ -115,10 +115,18 @@ def segments(path: str) -> tuple[str, ...]:
         raise Refusal(400, f"the path is not UTF-8: {error.reason}") from error
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON's types: attrs objects as objects, enumerations as their values."""
-    if attrs.has(type(value)):
-        names = (field.name for field in attrs.fields(type(value)))
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is dict:  # what a Mapping is takes long to find out
+        return {str(key): plain(item) for key, item in value.items()}
+    names = _names(kind)
+    if names is not None:
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
         return value.value
@@ -127,6 +135,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+_FIELDS: dict[type[Any], tuple[str, ...] | None] = {}
+
+
+def _names(kind: type[Any]) -> tuple[str, ...] | None:
+    """The fields of an attrs class; None for any other."""
+    if kind not in _FIELDS:
+        names = tuple(field.name for field in attrs.fields(kind)) if attrs.has(kind) else None
+        _FIELDS[kind] = names
+    return _FIELDS[kind]
 
 
 def encoded(value: Any) -> bytes:

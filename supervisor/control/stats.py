@@ -17,7 +17,6 @@ import trio
 from attrs import define, field, frozen
 from attrs.validators import ge, le
 
-from supervisor.control.fields import plain
 from supervisor.control.routes import Answer, Ask, Json, Lines, Route
 from supervisor.model.record import iso
 from supervisor.supervise.stats import NOTHING, Look, Sampler, report
@@ -144,12 +143,12 @@ async def _looks(ask: Ask, query: FollowQuery) -> AsyncGenerator[Mapping[str, An
                 await ask.closing.wait()
 
 
-def _reports(ask: Ask, before: Look, now: Look, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _reports(ask: Ask, before: Look, now: Look, names: tuple[str, ...]) -> Iterator[JobUsage]:
     """Of the jobs that were named, else of those that ran, in the order of the configuration."""
     for name in dict.fromkeys(names) or tuple(now.runs):
         job = ask.instance.jobs.get(name)
         if job is not None:
-            yield plain(report(job, before, now, ask.instance.sampler.cpus))
+            yield report(job, before, now, ask.instance.sampler.cpus)
 
 
 def until_next(interval: float, now: float) -> float:

@@ -388,3 +388,4 @@ def test_the_end_of_the_instance_gives_the_terminal_back(batch: Batch) -> None:
             assert LEAVE in told
             assert top.wait(PATIENCE) == 125
             assert termios.tcgetattr(ours) == before
+        running.finish()

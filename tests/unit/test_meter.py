@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,23 +69,29 @@ class World:
         self.tree.put(self.file(name), text)
 
 
-MakeWorld = Callable[[str], World]
+class MakeWorld:
+    """Makes worlds, whose /proc/self is `proc`."""
+
+    def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._top = top
+        self._monkeypatch = monkeypatch
+        self.proc = f"{top}/proc/self"
+        self.made: list[World] = []
+
+    def __call__(self, kind: str) -> World:
+        v1, v2 = KINDS[kind]
+        tree = Hierarchies(self._top, v1=v1, v2=v2)
+        tree.install(self._monkeypatch)
+        self.made.append(World(tree, self._monkeypatch))
+        return self.made[-1]
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorld]:
-    made: list[World] = []
-
-    def world(kind: str) -> World:
-        v1, v2 = KINDS[kind]
-        tree = Hierarchies(tmp_path, v1=v1, v2=v2)
-        tree.install(monkeypatch)
-        made.append(World(tree, monkeypatch))
-        return made[-1]
-
-    yield world
-    for one in made:
-        one.meter.close()
+    one = MakeWorld(tmp_path, monkeypatch)
+    yield one
+    for world in one.made:
+        world.meter.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,8 +160,8 @@ def test_io_is_read_again_when_the_instance_has_any(make: MakeWorld) -> None:
 def test_pressure_is_read_until_it_is_calm_and_again_when_the_gate_opens(
     tmp_path: Path,
 ) -> None:
-    own, above = tmp_path / "own.pressure", tmp_path / "above"
-    (tmp_path / "memory.pressure").write_text(PSI)
+    own, above = tmp_path / "memory.pressure", tmp_path / "above"
+    own.write_text(PSI)
     above.write_text(PSI)
     budget = Budget(0)
     gate = Gate(File(str(above), budget), totals)
@@ -164,32 +170,67 @@ def test_pressure_is_read_until_it_is_calm_and_again_when_the_gate_opens(
     )
     first = pressure.read(10.0, {})
     assert first == {"memory": Stall(1.5, 4000, 0.5, 3000)}
-    (tmp_path / "memory.pressure").write_text(CALM)  # an average goes down by itself
+    own.write_text(CALM)  # an average goes down by itself
     calm = pressure.read(10.0 + 2 * SETTLED, first)
     assert calm["memory"].some_avg10 == 0.0
-    calm = pressure.read(10.0 + 3 * SETTLED, calm)
-    (tmp_path / "memory.pressure").write_text(PSI)
-    assert pressure.read(10.0 + 4 * SETTLED, calm) is calm  # nobody stood still, says the gate
+    own.write_text(PSI)
+    assert pressure.read(10.0 + 3 * SETTLED, calm) is calm  # nobody stood still, says the gate
     above.write_text(PSI.replace("4000", "4001"))
-    assert pressure.read(10.0 + 5 * SETTLED, calm) == first
-    assert not own.exists()
+    assert pressure.read(10.0 + 4 * SETTLED, calm) == first
+    own.write_text(CALM)  # and once more when the kernel has written down what it writes late
+    assert pressure.read(10.0 + 5 * SETTLED, first) == calm
 
 
 def test_a_gate_is_read_once_for_many(tmp_path: Path) -> None:
     path = tmp_path / "gate"
     path.write_text("1")
     gate = Gate(File(str(path), Budget(0)), bytes)
-    state = gate.look(5.0)
+    first, second = meter.Behind(gate, 0.0), meter.Behind(gate, 0.0)
+    assert not first.holds(5.0) and not second.holds(5.0)
     path.write_text("2")
-    assert gate.look(5.0 + kept.FRESH / 2) == state
-    assert gate.look(5.0 + 2 * kept.FRESH) != state
+    later = 5.0 + kept.FRESH / 2
+    assert first.holds(later) and second.holds(later)
+    later = 5.0 + 2 * kept.FRESH
+    assert not first.holds(later) and not second.holds(later)
+    assert first.holds(later + 9) and second.holds(later + 9)
 
 
 def test_a_gate_that_cannot_be_read_is_open(tmp_path: Path) -> None:
-    gate = Gate(File(str(tmp_path / "none"), Budget(0)), bytes)
-    assert gate.look(1.0) != gate.look(2.0)
-    broken = Gate(File(os.devnull, Budget(0)), stall)
-    assert broken.look(1.0) != broken.look(2.0)
+    for file, part in ((str(tmp_path / "none"), bytes), (os.devnull, stall)):
+        behind = meter.Behind(Gate(File(file, Budget(0)), part), 0.0)
+        assert not any(behind.holds(at) for at in (1.0, 2.0, 3.0))
+    assert not meter.Behind(None, 0.0).holds(1.0)
+
+
+def test_oom_kills_are_read_again_when_the_host_has_had_one(make: MakeWorld) -> None:
+    vmstat = "nr_free_pages 1\noom_kill {}\nzone_reclaim_failed 0\n"
+    path = Path(os.path.dirname(make.proc), "vmstat")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(vmstat.format(7))
+    world = make("v2")
+    world.look()
+    world.look(2 * meter.Kills.LATE)  # once more: the host's is written first
+    world.put("memory.events", "oom_kill 3")
+    world.put("memory.current", "1")
+    assert world.look().slow.oom_kills == 0
+    assert "memory.events" not in world.read
+    path.write_text(vmstat.format(8))
+    world.put("memory.current", "2")
+    assert world.look().slow.oom_kills == 3
+
+
+def test_a_file_over_the_host_s_is_no_gate(tmp_path: Path) -> None:
+    from supervisor.cgroup.metering import _find_kill_gate
+
+    (tmp_path / "self").mkdir()
+    assert _find_kill_gate(str(tmp_path)) is None
+    (tmp_path / "vmstat").write_text("nr_free_pages 1\n")
+    assert _find_kill_gate(str(tmp_path)) is None
+    (tmp_path / "vmstat").write_text("nr_free_pages 1\noom_kill 0\n")
+    assert _find_kill_gate(str(tmp_path)) is not None
+    (tmp_path / "vmstat").unlink()
+    (tmp_path / "vmstat").symlink_to("/proc/vmstat")  # of another file system
+    assert _find_kill_gate(str(tmp_path)) is None
 
 
 def test_pressure_without_a_full_line() -> None:

@@ -275,7 +275,8 @@ def _job_line(job: Job, columns: Sequence[Column], name: int, view: View) -> str
     for column in columns:
         text = fit(clean(column.cell(job)), column.width).rstrip()
         padded = text.rjust(column.width) if column.right else text.ljust(column.width)
-        parts.append(paint(padded, "" if chosen else column.tint(job), view.colour))
+        tint = column.tint(job) if text and not chosen else ""
+        parts.append(paint(padded, tint, view.colour))
     line = " ".join(parts)
     return paint(line, REVERSE, view.colour) if chosen else line.rstrip()
 
@@ -308,9 +309,9 @@ def _summary(reading: Reading, view: View) -> str:
     cache = sum(job["memory"]["file"] or 0 for job in jobs)
     tasks_now = sum(job["pids"]["tasks"] or 0 for job in jobs)
     text = (
-        f"{reading.at[11:19]}  {len(jobs)} job{'s' * (len(jobs) != 1)}"
+        f"{reading.at[11:19]}{every(view)}  {len(jobs)} job{'s' * (len(jobs) != 1)}"
         f"  CPU {percent(cpu)} of {100 * reading.cpus}%"
-        f"  memory {size(used)} + {size(cache)} cache  {tasks_now} tasks{every(view)}"
+        f"  memory {size(used)} + {size(cache)} cache  {tasks_now} tasks"
     )
     return cut(text, view.width)
 
