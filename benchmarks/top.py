@@ -24,7 +24,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
 from typing import Any, cast
@@ -41,7 +41,7 @@ from supervisor.model.limits import Limits
 from supervisor.model.state import State
 from supervisor.supervise import stats
 from supervisor.supervise.instance import raise_open_files
-from supervisor.supervise.stats import Look, Sampler, report
+from supervisor.supervise.stats import Sampler, report
 
 LIMITS = Limits(memory=64 << 20, pids=16, cpus=0.5)
 TOUCHED = 40_000
@@ -149,53 +149,48 @@ class Costs:
     kept: int
 
 
-def cpu_of(work: Callable[[], Any]) -> float:
-    """CPU milliseconds of this process."""
-    before = time.process_time()
-    work()
-    return 1000 * (time.process_time() - before)
-
-
-def measure(count: int, rounds: int, say: Callable[[str], None]) -> Costs:
+async def measure(count: int, rounds: int, say: Callable[[str], None]) -> Costs:
     """All of it, `rounds` times."""
     with populated(count) as (jobs, sleepers):
         say(f"{count} cgroups with a sleeping process each")
-        sampler = Sampler(cast(Mapping[str, Any], jobs))
+        bench = Bench(jobs)
         before = len(os.listdir("/proc/self/fd"))
-        looks: list[Look] = []
-
-        def look() -> None:
-            looks.append(trio.run(sampler.look))
-            looks[:-2] = []
-            assert len(looks[-1].runs) == count, looks[-1].problems[:3]
-
-        with sampler.watching():
-            first = cpu_of(look)
+        with bench.sampler.watching():
+            first = await bench.look()
             say("waiting until nothing is about to be written down late")
-            _settle(look)
-            idle = [_after(lambda: None, look) for _ in range(rounds)]
-            active = [_after(sleepers.wake, look) for _ in range(rounds)]
+            await bench.look()
+            await trio.sleep(meter.SETTLED + stats.FRESH)
+            await bench.look()
+            idle = [await bench.look() for _ in range(rounds)]
+            active = [await bench.look(sleepers.wake) for _ in range(rounds)]
             kept = len(os.listdir("/proc/self/fd")) - before
-            answer = cpu_of(lambda: _answer(jobs, looks, sampler))
-        return Costs(first, median(idle), median(active), answer, kept)
+        return Costs(first, median(idle), median(active), bench.answer(), kept)
 
 
-def _settle(look: Callable[[], None]) -> None:
-    look()
-    time.sleep(meter.SETTLED + stats.FRESH)
-    look()
+class Bench:
+    """Looks at jobs, and tells the CPU milliseconds that took."""
 
+    def __init__(self, jobs: Mapping[str, BenchJob]) -> None:
+        self._jobs = jobs
+        self.sampler = Sampler(cast(Mapping[str, Any], jobs))
+        self._before = self._now = stats.NOTHING
 
-def _after(change: Callable[[], None], look: Callable[[], None]) -> float:
-    """The cost of a look that is not the last one, shared."""
-    time.sleep(stats.FRESH)
-    change()
-    return cpu_of(look)
+    async def look(self, change: Callable[[], None] = lambda: None) -> float:
+        """After `change`; not the last look once more, which would be shared."""
+        await trio.sleep(stats.FRESH)
+        change()
+        began = time.process_time()
+        self._before, self._now = self._now, await self.sampler.look()
+        took = time.process_time() - began
+        assert len(self._now.runs) == len(self._jobs), self._now.problems[:3]
+        return 1000 * took
 
-
-def _answer(jobs: Mapping[str, BenchJob], looks: Sequence[Look], sampler: Sampler) -> None:
-    for job in jobs.values():
-        encoded(report(cast(Any, job), looks[-2], looks[-1], sampler.cpus))
+    def answer(self) -> float:
+        """The last two looks compared, as JSON."""
+        began = time.process_time()
+        for job in self._jobs.values():
+            encoded(report(cast(Any, job), self._before, self._now, self.sampler.cpus))
+        return 1000 * (time.process_time() - began)
 
 
 def main() -> int:
@@ -206,7 +201,7 @@ def main() -> int:
     args = parser.parse_args()
     raise_open_files()
     say = (lambda _text: None) if args.json else (lambda text: print(text, file=sys.stderr))
-    costs = measure(args.jobs, args.rounds, say)
+    costs = trio.run(measure, args.jobs, args.rounds, say)
     if args.json:
         from attrs import asdict
 

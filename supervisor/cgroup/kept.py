@@ -13,8 +13,10 @@ from collections.abc import Callable
 
 from supervisor.errors import KernelError
 
-_SIZE = 8192
+_SMALL, _LARGE = 64, 8192
 _PAGE = 4096
+
+_pread = os.pread
 
 FRESH = 0.1
 """Seconds for which a `Gate` is not read again."""
@@ -46,26 +48,45 @@ class Budget:
 class File:
     """One file; `often`: it is read whenever its run has done anything."""
 
-    __slots__ = ("_budget", "_fd", "_often", "path")
+    __slots__ = ("_budget", "_fd", "_often", "_size", "path")
 
     def __init__(self, path: str, budget: Budget, *, often: bool = False) -> None:
         self.path = path
         self._budget = budget
         self._often = often
         self._fd = -1
+        self._size = _SMALL  # a buffer that is much too large costs a tenth of the call
 
     def read(self) -> bytes:
         """All of it.  Raises KernelError (ENOENT, ENODEV: the cgroup is gone)."""
         try:
-            data = os.pread(self._fd, _SIZE, 0) if self._fd >= 0 else self._open()
-            return data if len(data) < _PAGE else _rest(self._fd, data)
+            if self._fd < 0:
+                return self._open()
+            data = _pread(self._fd, self._size, 0)
+            return data if len(data) < self._size else self._all(self._fd)
         except OSError as error:
             raise KernelError("read", self.path, error.errno or 0) from error
+
+    def _all(self, fd: int) -> bytes:
+        """However large it is; the next time at once."""
+        data = b""
+        while self._size < _LARGE:
+            self._size *= 4
+            data = _pread(fd, self._size, 0)
+            if len(data) < min(self._size, _PAGE):
+                return data
+        # a file of records (io.stat of many disks) gives about a page for each read
+        data = data or _pread(fd, self._size, 0)
+        while more := _pread(fd, self._size, len(data)):
+            data += more
+        return data
 
     def _open(self) -> bytes:
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            data = _rest(fd, os.pread(fd, _SIZE, 0))
+            data = _pread(fd, self._size, 0)
+            if len(data) >= self._size:
+                data = self._all(fd)
             if self._budget.take(often=self._often):
                 self._fd, fd = fd, -1
             return data
@@ -78,15 +99,6 @@ class File:
             os.close(self._fd)
             self._fd = -1
             self._budget.give_back()
-
-
-def _rest(fd: int, data: bytes) -> bytes:
-    """A file of records (io.stat of many disks) gives about a page for each read."""
-    if len(data) < _PAGE:
-        return data
-    while more := os.pread(fd, _SIZE, len(data)):
-        data += more
-    return data
 
 
 class Gate:

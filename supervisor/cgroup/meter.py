@@ -57,35 +57,40 @@ class Table:
     That is so for one kernel; a file that is laid out otherwise is looked through anew.
     """
 
-    __slots__ = ("_at", "_count", "_file", "_key", "_keys", "_pick", "_places")
+    __slots__ = ("_at", "_file", "_key", "_keys", "_most", "_pick", "_places")
 
     def __init__(self, file: File, *keys: bytes) -> None:
         self._file = file
         self._keys = keys
-        self._count = -1
-        self._at = 0
-        self._key = b""
+        self._at, self._key = 0, b""
+        self._most = 0
         self._places: list[int | None] = []
         self._pick: Callable[[list[bytes]], Iterable[bytes]] | None = None
 
     def read(self) -> Sequence[int | None]:
         """The values in the order of the keys; None where there is no such key."""
-        words = self._file.read().split()
-        if len(words) != self._count or words[self._at] != self._key:
-            self._learn(words)
+        data = self._file.read()
+        words = data.rsplit(None, self._most)
+        if len(words) <= self._at or words[self._at] != self._key:
+            words = self._learn(data)
         if self._pick is not None:
-            return list(map(int, self._pick(words)))
+            return [int(word) for word in self._pick(words)]
         return [None if place is None else int(words[place]) for place in self._places]
 
-    def _learn(self, words: list[bytes]) -> None:
+    def _learn(self, data: bytes) -> list[bytes]:
+        """Where the values are, counted in words from behind the first that is of use on."""
+        words = data.split()
         at = {key: 2 * place + 1 for place, key in enumerate(words[::2])}
-        self._places = [at.get(key) for key in self._keys]
-        known = [place for place in self._places if place is not None]
-        self._count = len(words)
-        self._at = max(known, default=1) - 1
-        self._key = words[self._at] if words else b""
+        known = [at[key] for key in self._keys if key in at]
+        first = min(known, default=1) - 1
+        # the words from the first key on, and all before it in one
+        self._most, shift = (len(words) - first, first - 1) if first else (-1, 0)
+        self._places = [at[key] - shift if key in at else None for key in self._keys]
+        self._at = max(known, default=1) - shift - 1
+        self._key = words[self._at + shift] if words else b""
         whole = len(known) == len(self._keys) > 1
-        self._pick = itemgetter(*known) if whole else None
+        self._pick = itemgetter(*(place - shift for place in known)) if whole else None
+        return data.rsplit(None, self._most)
 
 
 class AccountFiles(Protocol):

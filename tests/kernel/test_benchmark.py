@@ -80,3 +80,15 @@ def test_a_ratio_above_one_is_faster_than_the_first() -> None:
     assert unpacking_table("title", results).splitlines()[-1].split()[1:4] == [
         "1.00", "1.00", "2.00"
     ]  # fmt: skip
+
+
+@pytest.mark.kernel
+def test_a_reading_of_jobs_is_measured() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.top", "--rounds", "1", "--jobs", "20", "--json"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    costs = json.loads(done.stdout)
+    assert 0 < costs["idle"] < costs["first"] and costs["active"] > 0
+    assert costs["kept"] >= 20 * 5

@@ -311,7 +311,7 @@ def _summary(reading: Reading, view: View) -> str:
     text = (
         f"{reading.at[11:19]}{every(view)}  {len(jobs)} job{'s' * (len(jobs) != 1)}"
         f"  CPU {percent(cpu)} of {100 * reading.cpus}%"
-        f"  memory {size(used)} + {size(cache)} cache  {tasks_now} tasks"
+        f"  memory {size(used)} + {size(cache)} cache  {tasks_now} task{'s' * (tasks_now != 1)}"
     )
     return cut(text, view.width)
 
