@@ -104,7 +104,7 @@ class History:
             "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)",
             (seq, _text(time), _text(event), job, run, json.dumps(fields)),
         )
-        if event == "limit_changed" and run is not None:
+        if event == "limit_changed" and run is not None and entry.get("next") is not True:
             change = _text(entry.get("limit")), _real(entry.get("to")), _text(entry.get("by"))
             self._db.execute(
                 "INSERT OR IGNORE INTO limit_changes VALUES (?, ?, ?, ?, ?, ?)",

@@ -107,6 +107,7 @@ def test_limit_changes_are_by_name_and_value(state: StateDir, writer: Writer) ->
     changed = {"limit": "memory", "to": 1 << 30, "by": "grow-memory"}
     writer.log.emit("limit_changed", job="x", run="aaaaaaaa-x", **changed)
     at = iso(writer.now)
+    writer.log.emit("limit_changed", job="x", run="aaaaaaaa-x", **changed, next=True)
     caught_up(state).close()
     with open_past(state.history) as past:
         assert past.limit_changes("aaaaaaaa-x") == [
