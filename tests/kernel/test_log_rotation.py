@@ -14,13 +14,13 @@ from supervisor.record import logs
 from supervisor.record.logs import Reader
 from supervisor.supervise import rotate
 from supervisor.supervise.rotate import Rotation
-from tests.support.logged import append_to, assert_whole, file_system, writers
+from tests.support.logged import SLOWER, append_to, assert_whole, file_system, writers
 
 pytestmark = pytest.mark.kernel
 
-LINES = 60_000
+LINES = 60_000 // SLOWER
 NAMES = ("a", "b", "c")
-SIZE = 256 * 1024
+SIZE = 256 * 1024 // SLOWER
 
 
 @pytest.fixture(params=[("ext4", "collapse"), ("xfs", "collapse"), ("tmpfs", "punch")])
@@ -92,9 +92,9 @@ def test_what_is_older_than_is_kept_is_removed(place: tuple[Path, rotate.Way]) -
     path = directory / "job.x.out"
     target = append_to(path)
     rotation = Rotation(path, SIZE, 2, how, pytest.fail)
-    text = b"".join(b"%09d\n" % number for number in range(200_000))
-    for at in range(0, len(text), 100_000):
-        os.write(target, text[at : at + 100_000])
+    text = b"".join(b"%09d\n" % number for number in range(200_000 // SLOWER))
+    for at in range(0, len(text), SIZE // 2):
+        os.write(target, text[at : at + SIZE // 2])
         rotation.rotate()
     os.write(target, text)  # and much at once
     rotation.rotate()
@@ -141,7 +141,7 @@ def test_on_a_full_disk_the_oldest_goes_first_and_then_the_head() -> None:
         path = directory / "job.x.out"
         target = append_to(path)
         told: list[str] = []
-        rotation = Rotation(path, SIZE, 1000, rotate.way(directory), told.append)
+        rotation = Rotation(path, 256 * 1024, 1000, rotate.way(directory), told.append)
         for _ in range(100):
             assert os.write(target, b"x" * 60_000) == 60_000
             rotation.rotate()

@@ -15,13 +15,14 @@ from supervisor.record.logs import Reader
 from tests.support.batch import Batch, Record
 from tests.support.command import State, Supervise
 from tests.support.containers import private_mounts, within, write_config
-from tests.support.logged import file_system
+from tests.support.logged import SLOWER, file_system
 
 pytestmark = pytest.mark.kernel
 
 STAMPED = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z "
-COUNT = "seq 1 300000"
-COUNTED = "".join(f"{number}\n" for number in range(1, 300001)).encode()
+LAST = 300_000 // SLOWER
+COUNT = f"seq 1 {LAST}"
+COUNTED = "".join(f"{number}\n" for number in range(1, LAST + 1)).encode()
 
 
 def path_of(batch: Batch, record: Record, stream: str = "out") -> Path:

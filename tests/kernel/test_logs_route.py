@@ -13,10 +13,12 @@ import pytest
 from supervisor.front.verbs.client import Client, Refused
 from tests.support import host
 from tests.support.batch import Batch
+from tests.support.logged import SLOWER
 
 pytestmark = pytest.mark.kernel
 
 COUNTED = [str(number) for number in range(1, 20001)]
+LAST = 1_000_000 // SLOWER
 WAIT = "read line < /tmp/ready"
 
 
@@ -72,7 +74,7 @@ def test_a_slow_reader_is_told_what_he_missed(batch: Batch) -> None:
     fifo = batch.fifo("ready")
     job = f"""
     [jobs.a]
-    script = "seq 1 50000; {WAIT}; seq 50001 1000000"
+    script = "seq 1 50000; {WAIT}; seq 50001 {LAST}"
     log = {{ max_size = "64K", keep = 1 }}
     [jobs.stays]
     command = ["sleep", "1000"]
@@ -87,7 +89,7 @@ def test_a_slow_reader_is_told_what_he_missed(batch: Batch) -> None:
         (ended,) = batch.entries("job_ended")
     text = sum(len(one["text"]) + one.get("end", True) for one in found if "text" in one)
     gaps = [one["gap"] for one in found if "gap" in one]
-    assert gaps and found[-1]["text"] == "1000000"
+    assert gaps and found[-1]["text"] == str(LAST)
     first = int(found[0]["text"]) if "text" in found[0] else 0
     before = len("".join(f"{number}\n" for number in range(1, first)))
     assert before + text + sum(gaps) == ended["record"]["output"]["bytes"]

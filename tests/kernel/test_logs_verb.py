@@ -17,11 +17,12 @@ import pytest
 
 from tests.support.batch import PATIENCE, Batch
 from tests.support.command import Done, State, Supervise
-from tests.support.logged import file_system
+from tests.support.logged import SLOWER, file_system
 
 pytestmark = pytest.mark.kernel
 
-COUNTED = "".join(f"{number}\n" for number in range(1, 200001))
+LAST = 200_000 // SLOWER
+COUNTED = "".join(f"{number}\n" for number in range(1, LAST + 1))
 WAIT = "read line < /tmp/ready"
 """In a script: until the test has opened the pipe (`Batch.sees`) and written to it."""
 
@@ -133,7 +134,7 @@ def test_a_follower_gets_every_byte_once(
         fifo = batch.fifo("ready")
         job = f"""
         [jobs.a]
-        script = "echo 0; {WAIT}; seq 1 200000; printf end; exit 1"
+        script = "echo 0; {WAIT}; seq 1 {LAST}; printf end; exit 1"
         log = {{ max_size = "64K", keep = 1000{drop} }}
         restart = {{ when = "on-failure", attempts = 1, backoff = 0 }}
         """

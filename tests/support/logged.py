@@ -16,6 +16,9 @@ import pytest
 from supervisor.container import disk
 from tests.support import host
 
+SLOWER = 8 if host.in_guest() else 1
+"""By what the number of lines is divided where each takes so much longer."""
+
 WRITE = """
 import os, sys
 name, count = sys.argv[1], int(sys.argv[2])
