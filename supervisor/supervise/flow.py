@@ -39,7 +39,6 @@ class Flow:
     """The streams of one run."""
 
     def __init__(self, run: Run, storage: Storage) -> None:
-        """Raises KernelError."""
         self._run = run
         self._storage = storage
         self.output: Output | None = None
@@ -62,8 +61,7 @@ class Flow:
                     path, log.max_size, log.keep, storage.rotation, self._run.warn
                 )
             except OSError as error:
-                self.close()
-                raise KernelError("open", str(path), error.errno or 0) from error
+                self._run.warn(f"{path} is not rotated: {error.strerror}")
 
     def _full(self) -> None:
         limit = self._run.limits.output
@@ -135,7 +133,10 @@ class Flow:
 
     def _full_disk(self) -> str:
         path = self._storage.log(STREAMS[0]).parent
-        found = os.statvfs(path)
+        try:
+            found = os.statvfs(path)
+        except OSError:
+            return ""  # somebody removed it: nothing that was written there is of use
         return str(path) if found.f_blocks and not found.f_bavail else ""
 
     def use(self) -> OutputUse:

@@ -122,22 +122,21 @@ class Rotation:
         return self.end - self._writer.index.start
 
     def rotate(self) -> int:
-        """Move out what is too much.  The bytes that are left in the file."""
-        with self._turn, self._writer.changing() as mine:
-            if mine:  # else a reader looks at the index just now: next time
-                self._rotate()
-            return self.size()
+        """Move out what is too much.  The bytes that are left in the file; trouble is told."""
+        try:
+            with self._turn, self._writer.changing() as mine:
+                if mine:  # else a reader looks at the index just now: next time
+                    self._rotate()
+        except OSError as error:
+            self._tell(f"cannot rotate {self.path}: {error.strerror}")
+        return self.size()
 
     def _rotate(self) -> None:
         self._mind_a_cut()
         while self._how and (size := self.size()) > max(self.max_size, self._block):
             surplus = size - (self._keep + 1) * self.max_size
             head = self._whole(surplus if surplus > self.max_size else self.max_size)
-            try:
-                self._cut(head, copied=self._keep > 0 and head <= self.max_size)
-            except OSError as error:
-                self._tell(f"cannot rotate {self.path}: {error.strerror}")
-                break
+            self._cut(head, copied=self._keep > 0 and head <= self.max_size)
 
     def _whole(self, size: int) -> int:
         return max(size // self._block, 1) * self._block

@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from supervisor.errors import KernelError
 from supervisor.front.verbs.logs import LOST, Printer, is_of, show
 from supervisor.linux.filewatch import IN_CREATE, IN_MODIFY, IN_MOVE_SELF, IN_MOVED_TO, FileWatch
 from supervisor.record.eventfiles import Tail
@@ -132,7 +131,7 @@ class Follower:
             self._wait()
 
     def _heed(self) -> None:
-        with suppress(KernelError):  # it is not there yet
+        if self._state.events.exists():
             self._watch.add(str(self._state.events), GROWN)
         self._events.read()
 

@@ -70,7 +70,7 @@ def below(top: Path, name: str | None) -> list[StateDir]:
     """Of all instances in the directory `top`, or the one of this name."""
     if name is not None and "/" in name:
         raise ConfigError([f"--instance {name}: not a name"])
-    found = [StateDir(path) for path in sorted(top.glob(name or "*"))]
+    found = [StateDir(path) for path in sorted(top.glob(name or "[!.]*"))]
     return [state for state in found if state.runs.is_dir()]
 
 

@@ -269,6 +269,28 @@ def test_a_batch_is_run_once_and_its_end_is_told(
     eventually(unit.gone)
 
 
+PRINTS = """
+[jobs.prints]
+script = "echo to out; printf 'bad \\\\377\\\\n' >&2; head -c 100000 /dev/zero | tr '\\\\0' x"
+log = { sink = "journald" }
+"""
+
+
+def test_what_a_job_prints_is_in_the_journal(make: Callable[..., Unit]) -> None:
+    unit = make("prints", PRINTS)
+    unit.start(status=None)
+    eventually(lambda: unit.show("ActiveState") == "inactive")
+    first, *pieces = unit.journal("--all", "SUPERVISE_JOB=prints", "SUPERVISE_STREAM=out")
+    assert (first["MESSAGE"], first["PRIORITY"]) == ("to out", "6")
+    assert (first["SYSLOG_IDENTIFIER"], first["SUPERVISE_INSTANCE"]) == ("prints", "prints")
+    assert "".join(piece["MESSAGE"] for piece in pieces) == "x" * 100_000
+    (bad,) = unit.journal("--all", "SUPERVISE_JOB=prints", "SUPERVISE_STREAM=err")
+    assert (bytes(bad["MESSAGE"]), bad["PRIORITY"]) == (b"bad \xff", "4")
+    (record,) = unit.ended("prints")
+    assert (record["output"]["bytes"], record["output"]["lost"]) == (100_013, 0)
+    eventually(unit.gone)
+
+
 USER = """
 [defaults]
 user_namespace = "self"
