@@ -106,7 +106,7 @@ def rows(*words: str, prepare: str = "") -> dict[str, dict[str, str]]:
     shell = f'{prepare}\nexec "$@"'
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-ec", shell, "sh", *words,
-         *PYTHON, "--json"],
+         *PYTHON, "--json", "--cgroups"],
         capture_output=True, text=True, cwd=ROOT, timeout=100 * host.SLOWNESS, check=False,
     )  # fmt: skip
     found: list[dict[str, str]] = json.loads(done.stdout)
