@@ -21,7 +21,7 @@ from attrs import evolve
 
 from supervisor.cgroup.api import CgroupManager, DeviceRule, JobCgroup, Missing, Notification
 from supervisor.errors import LimitError, SupervisorError
-from supervisor.front.doctor_trial import ENDING, Check, Outcome, Verdict, attempt
+from supervisor.front.doctor_trial import ENDING, LONGEST, Check, Outcome, Verdict, attempt
 from supervisor.linux.inotify import Inotify
 from supervisor.model.job import Resource
 from supervisor.model.limits import IoLimit, Limits
@@ -125,7 +125,7 @@ def _cgroup(manager: CgroupManager, name: str) -> Iterator[JobCgroup]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def inside(group: JobCgroup, work: Callable[[], Any], seconds: float = 2.0) -> Outcome:
+def inside(group: JobCgroup, work: Callable[[], Any], seconds: float = LONGEST) -> Outcome:
     """Run `work` in a process of the cgroup."""
 
     def joined() -> Any:
