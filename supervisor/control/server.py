@@ -77,6 +77,7 @@ class Server:
         self._left = trio.Event()
         self._clients: dict[Connection, int] = {}
         self._count: Counter[int] = Counter()
+        self._modules: tuple[Any, Any] | None = None
 
     async def run(self, listener: trio.socket.SocketType) -> None:
         """Until cancelled."""
@@ -111,7 +112,10 @@ class Server:
             wire.close()
 
     async def _talk(self, wire: Wire, peer: Peer) -> None:
-        http, table = await _modules()
+        if self._modules is None:
+            # imported for the first client, in a thread, as it takes tens of milliseconds
+            self._modules = await trio.to_thread.run_sync(_import)
+        http, table = self._modules
         ask = Ask(self._instance, self._log, self._about, peer, closing=self._closing)
         client = http.Connection(wire, ask, table.ROUTES, self._group)
         self._count[peer.uid] += 1
@@ -144,12 +148,8 @@ def _peer(connection: trio.socket.SocketType) -> Peer | None:
         return None
 
 
-async def _modules() -> tuple[Any, Any]:
-    """What only clients need: imported once, in a thread, as it takes tens of milliseconds."""
-    return await trio.to_thread.run_sync(_import)
-
-
 def _import() -> tuple[Any, Any]:
+    """What only clients need."""
     from supervisor.control import http, table
 
     return http, table

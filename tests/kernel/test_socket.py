@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from supervisor.front.verbs import place
 from supervisor.front.verbs.client import Reply
 from tests.support.batch import Batch, Running
-from tests.support.command import Done
+from tests.support.command import ROOT, Done
 
 pytestmark = pytest.mark.kernel
 
@@ -167,6 +170,20 @@ def test_one_job_in_full_and_the_instance(batch: Batch, ask: Ask) -> None:
         ask("kill", "one")
         running.wait_for(" one ended: ")
         assert "\n  attempt 1  stopped after " in ask("status", "one").stdout
+
+
+def test_a_shell_offers_the_jobs_that_there_are(batch: Batch, ask: Ask, tmp_path: Path) -> None:
+    command = tmp_path / "supervise"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m supervisor "$@"\n')
+    command.chmod(0o755)
+    (tmp_path / "script").write_text(ask("completion", "bash").stdout)
+    line = f"{command} kill --socket {batch.where.runtime / batch.name / 'socket'} o"
+    code = f"source {tmp_path}/script; COMP_LINE='{line}' COMP_POINT={len(line)}; _supervise"
+    with batch.start(TWO) as running:
+        running.wait_started("one", "two")
+        shell = ["bash", "--norc", "-c", f'{code}; echo "${{COMPREPLY[@]}}"']
+        done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("one\n", "")
 
 
 def test_a_stale_socket_is_replaced(batch: Batch, ask: Ask) -> None:
