@@ -11,12 +11,14 @@ import re
 import shlex
 import signal
 import socket
+import tomllib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from supervisor.front.verbs.client import Client
 from tests.support import netns
 from tests.support.batch import Batch, Running
 from tests.support.command import Supervise
@@ -179,6 +181,25 @@ def test_jobs_reach_each_other_by_name_only_when_they_ask(batch: Batch):
     db, web = first["db"], first["web"]
     assert batch.output(done["client"]) == f"db\ndb\nnot {web}\nnot web\n"
     assert batch.output(done["other"]) == f"not db\nnot {db}\nnot {web}\nnot web\n"
+
+
+def test_a_job_that_comes_later_reaches_those_that_are_there(batch: Batch):
+    """One that is handed in, and one that a reload brings; and who comes later still."""
+    fifo = batch.fifo("ready")
+    look = LOOK + "look db\nlook later"
+    reach = 'reach = ["db", "later"]'
+    db = job("db", SERVE + "exec sleep 1000")
+    with batch.start(db, defaults=batch.sees(fifo)) as running:
+        batch.told(fifo, 1)
+        client = Client(batch.where.runtime / batch.name / "socket")
+        batch.write(db + job("later", SERVE + "exec sleep 1000"), defaults=batch.sees(fifo))
+        assert [one["what"] for one in client.post("reload", body={})["jobs"]] == ["added"]
+        batch.told(fifo, 1)
+        table = tomllib.loads(job("client", look, reach))["jobs"]["client"]
+        body = {"name": "client", "job": table, "wait": True}
+        (record,) = client.post("jobs", body=body)["records"]
+        assert batch.output(record) == "db\nlater\n"
+        running.signal(signal.SIGINT)
 
 
 @in_every_kernel
