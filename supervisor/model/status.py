@@ -18,6 +18,7 @@ class JobStatus:
     since         when the present run began, ended when it (the last one) did
     cpu_percent   of one CPU, over the time since the status before
     waiting_for   in `waiting` and `backoff`: what for, in words ("fetch", "1.5G of memory")
+    paused_by     in `frozen`: the person who has paused it; "": a policy has frozen it
     reason        in `ended` and `backoff`: of the last run; `expected`: whether it was to be
     """
 
@@ -37,6 +38,7 @@ class JobStatus:
     reason: str | None = None
     expected: bool | None = None
     waiting_for: str = ""
+    paused_by: str = ""
 
 
 @frozen

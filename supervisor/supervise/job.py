@@ -406,6 +406,7 @@ class Job:
             pids=usage.pids,
             pids_limit=run.limits.pids,
             cpus_limit=run.limits.cpus,
+            paused_by=run.freezing.paused,
         )
 
     def _percent(self, used: float | None, now: float) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 import trio
 
@@ -25,23 +26,25 @@ async def obey_signals(
 ) -> None:
     """Until cancelled; in the main thread."""
     had_terminal = _has_terminal()
+    asked, wanted = trio.open_memory_channel[None](1)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_reload, instance, wanted)
         with trio.open_signal_receiver(*STOPPING) as arriving:
             task_status.started()
             async for number in arriving:
                 hung_up = had_terminal and not _has_terminal()
                 if number == signal.SIGHUP and instance.reader is not None and not hung_up:
-                    nursery.start_soon(_reload, instance)
+                    with suppress(trio.WouldBlock):  # one that has not begun is enough for both
+                        asked.send_nowait(None)
                     continue
                 again = bool(instance.interrupted)
                 instance.stop(signal.Signals(number).name, now=again)
 
 
-async def _reload(instance: Instance) -> None:
-    try:
-        await reloading.reload(instance, "SIGHUP")
-    except SupervisorError:
-        return  # the event log has it: there is nobody else to tell
+async def _reload(instance: Instance, wanted: trio.MemoryReceiveChannel[None]) -> None:
+    async for _ in wanted:
+        with suppress(SupervisorError):  # the event log has it: there is nobody else to tell
+            await reloading.reload(instance, "SIGHUP")
 
 
 def _has_terminal() -> bool:

@@ -184,7 +184,8 @@ def test_a_paused_job_stands_still_and_goes_on(batch: Batch, ask: Ask, client: C
         until(client, "busy", lambda job: job["cpu_seconds"] > 0)
         assert ask("pause", "busy").stdout == "busy\n"
         before = client.get("jobs", "busy")["status"]
-        assert before["state"] == "frozen"
+        assert (before["state"], before["paused_by"]) == ("frozen", "root (uid 0)")
+        assert "paused by root (uid 0)" in ask("ps").stdout
         again = ask("pause", "busy")
         assert again.status == 1
         assert "paused already, by root (uid 0)" in again.stderr

@@ -102,6 +102,8 @@ def note(job: Status) -> str:
     words = []
     if job["waiting_for"]:
         words.append(f"waits for {job['waiting_for']}")
+    if job["paused_by"]:
+        words.append(f"paused by {job['paused_by']}")
     if job["reason"] is not None and job["state"] in ("ended", "backoff"):
         words.append(job["reason"])
     if job["attempt"] > 1:
