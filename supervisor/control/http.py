@@ -33,7 +33,7 @@ from supervisor.control.routes import (
 )
 from supervisor.control.wire import Wire
 from supervisor.errors import ConfigError, KernelError, SupervisorError
-from supervisor.supervise.instance import unwrapped
+from supervisor.supervise.surroundings import unwrapped
 
 LARGEST_HEAD = 16 * 1024
 LARGEST_BODY = 1024 * 1024

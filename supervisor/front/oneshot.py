@@ -25,8 +25,9 @@ from supervisor.policy import registry
 from supervisor.policy.registry import Policy
 from supervisor.record.quiet import QuietLog
 from supervisor.record.runs import ONE_SHOTS, StateDir
-from supervisor.supervise.instance import Instance, Settings, open_instance, scratch_dir
+from supervisor.supervise.instance import Instance, Settings, open_instance
 from supervisor.supervise.shutdown import obey_signals
+from supervisor.supervise.surroundings import scratch_dir
 
 TOLD = frozenset({"warning", "notify", "retry", "restart", "limit_changed", "cleanup_failed",
                   "copied_out", "kept"})  # fmt: skip

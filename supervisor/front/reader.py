@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -150,6 +151,8 @@ def _state(path: Path) -> tuple[int, ...]:
         now = os.fstat(descriptor)
     finally:
         os.close(descriptor)
+    if not stat.S_ISREG(now.st_mode):
+        raise ConfigError([f"{path}: is no file that could be read again"])
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 

@@ -5,10 +5,6 @@ May import: everything above `front`.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import resource
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
@@ -23,8 +19,8 @@ from supervisor.cgroup.api import CgroupManager
 from supervisor.cgroup.detect import detect
 from supervisor.container import hiding
 from supervisor.container.host import Host
-from supervisor.container.spawn import Launcher, open_launcher, sealed
-from supervisor.errors import KernelError, StateError, SupervisorError
+from supervisor.container.spawn import Launcher, open_launcher
+from supervisor.errors import KernelError, StateError
 from supervisor.linux import syscalls
 from supervisor.model.job import JobSpec
 from supervisor.model.record import Reason, RunRecord
@@ -44,9 +40,15 @@ from supervisor.supervise.network import Bridge, Place
 from supervisor.supervise.pasta import Pasta
 from supervisor.supervise.projects import Projects
 from supervisor.supervise.reading import Reader
-from supervisor.supervise.reaper import Child, ExitStatus, Reaper
+from supervisor.supervise.reaper import ExitStatus, Reaper
 from supervisor.supervise.shared import Log, Network, Shared
 from supervisor.supervise.stats import Sampler
+from supervisor.supervise.surroundings import (
+    raise_open_files,
+    runtime_dir,
+    start_launcher,
+    unwrapped,
+)
 from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
@@ -234,7 +236,7 @@ async def open_instance(
     manager = manager or examine(settings, specs)
     async with AsyncExitStack() as stack:
         stack.enter_context(unwrapped())
-        stack.enter_context(runtime_dir(settings))
+        stack.enter_context(runtime_dir(settings.runtime, settings.name))
         ids = IdRanges(settings.name)
         projects = Projects(settings.name)
         stack.enter_context(_closing(manager, log, ids, projects))
@@ -334,76 +336,6 @@ def _network(
     return Pasta(place, nursery, reaper.spawn, log.emit)
 
 
-def raise_open_files() -> tuple[int, int]:
-    """Have as many descriptors as we may: a running job takes five.  What jobs are to get.
-
-    Their soft limit stays what ours was: a program that uses select(2) knows no more than 1024.
-    """
-    given = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (given[1], given[1]))
-    return given
-
-
-def start_launcher(reaper: Reaper, argv: Sequence[str], control: int) -> Child:
-    """It holds none of our streams but stderr, where a crash of its own would be told."""
-    with open(os.devnull, "r+b") as null, sealed(argv[0]) as program:  # noqa: PTH123
-        return reaper.spawn(
-            argv,
-            program=program,
-            env={},
-            stdin=null.fileno(),
-            stdout=null.fileno(),
-            pass_fds=(control,),
-        )
-
-
-@contextmanager
-def unwrapped() -> Iterator[None]:
-    """A lone error comes out of the nurseries as itself, not as a group of groups of one."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
-
-
-@contextmanager
-def runtime_dir(settings: Settings) -> Iterator[None]:
-    """RUNTIME/NAME with its lock; SupervisorError when another instance has it.
-
-    Mode 0711: a job in a user namespace must be able to walk to its own root below.
-    """
-    runtime = settings.runtime
-    try:
-        runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
-        lock = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise KernelError("make", str(runtime), error.errno or 0, hint=NO_RUNTIME) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        text = f"{runtime}: an instance named {settings.name} is running"
-        raise SupervisorError(text, hint="give this one another name in [supervisor]") from None
-    try:
-        yield
-    finally:
-        (runtime / "lock").unlink(missing_ok=True)
-        os.close(lock)
-        _remove_if_empty(runtime)
-
-
-NO_RUNTIME = "run as root, or set runtime_dir in [supervisor]"
-
-
-def _remove_if_empty(path: Path) -> None:
-    """Another instance may have come in between the unlink and now: then it stays."""
-    if not any(path.iterdir()):
-        path.rmdir()
-
-
 @contextmanager
 def _closing(manager: CgroupManager, log: Log, ids: IdRanges, projects: Projects) -> Iterator[None]:
     """Clear away what a supervisor that died left; at the end, the instance's own cgroup."""
@@ -419,18 +351,3 @@ def _closing(manager: CgroupManager, log: Log, ids: IdRanges, projects: Projects
             manager.close()
         except KernelError as error:
             log.emit("cleanup_failed", text=str(error))
-
-
-@contextmanager
-def scratch_dir(wanted: bool) -> Iterator[Path | None]:
-    """A directory on disk for the writable layer of a one-shot run."""
-    if not wanted:
-        yield None
-        return
-    import tempfile
-
-    path = Path(tempfile.mkdtemp(prefix="supervise-", dir="/var/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)

@@ -128,13 +128,11 @@ async def reload(
     log = instance.shared.log
     async with instance.changing:
         if dry_run:
-            read = await trio.to_thread.run_sync(_reader(instance).reload)
-            return await _compared(instance, read, restart)
+            return (await _read(instance, restart))[1]
         log.emit("reloading", by=by)
         try:
-            read = await trio.to_thread.run_sync(_reader(instance).reload)
-            found = await _compared(instance, read, restart)
-        except SupervisorError as error:
+            read, found = await _read(instance, restart)
+        except BaseException as error:  # also when whoever asked has gone
             log.emit("reload_failed", by=by, problems=problems_of(error))
             raise
         with trio.CancelScope(shield=True):
@@ -143,9 +141,16 @@ async def reload(
         return done
 
 
-def problems_of(error: SupervisorError) -> list[str]:
+async def _read(instance: Instance, restart: bool | None) -> tuple[Read, Difference]:
+    """The file, and what it would change.  A policy that hangs while it is loaded is left alone."""
+    load = _reader(instance).reload
+    read = await trio.to_thread.run_sync(load, abandon_on_cancel=True)
+    return read, await _compared(instance, read, restart)
+
+
+def problems_of(error: BaseException) -> list[str]:
     """All that is wrong, a line each."""
-    return [*getattr(error, "problems", ())] or [str(error)]
+    return [*getattr(error, "problems", ())] or [str(error) or type(error).__name__]
 
 
 def told(difference: Difference) -> dict[str, Any]:
@@ -299,6 +304,3 @@ def _set_spec(job: Job) -> None:
             cpu_time=spec.cpu_time,
         )
         run.pulse()
-
-
-__all__ = ["problems_of", "reload", "submit", "told"]

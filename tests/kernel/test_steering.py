@@ -461,6 +461,31 @@ def test_policies_get_their_new_arguments(batch: Batch, ask: Ask, tmp_path: Path
         run.wait_for("says: second")
 
 
+def test_whoever_goes_away_leaves_nothing_half(batch: Batch, ask: Ask, tmp_path: Path) -> None:
+    """The policy hangs while it is loaded, and the client is killed."""
+    path, release = tmp_path / "says.py", tmp_path / "release"
+    path.write_text(POLICY)
+    with batch.start(ONE, top=f'plugins = ["{path}"]') as running:
+        running.wait_started("one")
+        hangs = (
+            f"import os, time\nwhile not os.path.exists({str(release)!r}):\n    time.sleep(0.01)\n"
+        )
+        path.write_text(hangs + POLICY)
+        variables = {"SUPERVISE_SOCKET": str(socket_of(batch))}
+        with batch.supervise.start("reload", environment=variables) as client:
+            until_logged(batch, "reloading")
+            client.kill()
+        until_logged(batch, "reload_failed")
+        release.touch()
+        assert ask("reload").stdout == "policies are others now\n"
+
+
+def until_logged(batch: Batch, event: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not batch.entries(event):
+        assert time.monotonic() < deadline
+
+
 def test_a_waiting_job_waits_for_what_it_is_told_last(batch: Batch, ask: Ask) -> None:
     jobs = ONE + '[jobs.two]\ncommand = "true"\nafter = ["one"]\n'
     with batch.start(jobs) as running:

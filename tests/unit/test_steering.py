@@ -322,6 +322,9 @@ def test_a_file_that_is_open_for_writing_is_not_read(tmp_path: Path) -> None:
         assert fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_UNLCK
     with pytest.raises(ConfigError, match="cannot read"):
         load_whole(tmp_path / "none.toml")
+    os.mkfifo(tmp_path / "fifo")  # nobody would ever write to it
+    with pytest.raises(ConfigError, match="is no file"):
+        load_whole(tmp_path / "fifo")
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_taken(
