@@ -197,7 +197,6 @@ def test_a_paused_job_stands_still_and_goes_on(batch: Batch, ask: Ask, client: C
         assert ask("resume", "busy").status == 0
         until(client, "busy", lambda job: job["cpu_seconds"] > after["cpu_seconds"])
         assert "not paused: it is running" in ask("resume", "busy").stderr
-        ask("stop")
 
 
 def test_a_paused_job_can_be_stopped_and_killed(batch: Batch, ask: Ask) -> None:
