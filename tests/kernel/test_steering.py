@@ -547,7 +547,7 @@ def test_reloads_while_jobs_come_and_go(batch: Batch, client: Client) -> None:
         with ThreadPoolExecutor(2) as pool:
             seen = list(pool.map(reload, range(100)))
         assert set(seen) <= {200, 400}, seen  # 400: replaced by the other one while it was read
-        assert seen.count(200) > 50
+        assert seen.count(200) >= 10
         assert Path(f"/proc/{pid}").exists()
         running.signal(signal.SIGTERM)
         result = running.finish()
