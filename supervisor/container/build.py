@@ -39,6 +39,8 @@ RLIMITS = {
     "nproc": c.RLIMIT_NPROC,
     "stack": c.RLIMIT_STACK,
 }
+SIZE = (24, 80)
+"""Rows and columns of a job's terminal, until somebody attaches a window to it."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -88,7 +90,7 @@ def request(spec: JobSpec, run: str, entry: Entry, facts: host.Facts, layers: La
         awaits_network=spec.network == "bridge",
         shown=results.shown(spec),
         working_dir=spec.working_dir,
-        terminal=None,
+        terminal=SIZE if spec.terminal else None,
         enters=0,
         hands_over=not facts.traces,
         dies_with_us=False,

@@ -24,7 +24,7 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -165,7 +165,7 @@ async def _open(ask: Ask, run: Run, command: Command, streams: Streams | None) -
 
 async def _serve(ask: Ask, run: Run, command: Command, wire: Wire, fds: tuple[int, ...]) -> None:
     """The whole conversation; `fds` are ours to close."""
-    talk = _Talk(wire)
+    talk = Talk(wire)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(talk.listen, nursery.cancel_scope)
@@ -177,9 +177,7 @@ async def _serve(ask: Ask, run: Run, command: Command, wire: Wire, fds: tuple[in
         talk.leave()
 
 
-async def _converse(
-    ask: Ask, run: Run, command: Command, talk: _Talk, fds: tuple[int, ...]
-) -> None:
+async def _converse(ask: Ask, run: Run, command: Command, talk: Talk, fds: tuple[int, ...]) -> None:
     """Start it, and tell the client what becomes of it; cancelled when he goes."""
     try:
         await talk.ready()
@@ -233,11 +231,13 @@ def _is_pipe(fd: int) -> bool:
 _SIGNALS = frozenset(one.name.removeprefix("SIG") for one in signal.Signals)
 
 
-class _Talk:
+class Talk:
     """Objects, a line each, with a client who may go at any time."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, eof: Callable[[], None] | None = None) -> None:
+        """`eof` is called when the client says so."""
         self._wire = wire
+        self._eof = eof
         self._ready = trio.Event()
         self._detached = False
         self._session: Session | None = None
@@ -270,6 +270,8 @@ class _Talk:
         match said:
             case {"ready": True}:
                 self._ready.set()
+            case {"eof": True} if self._eof is not None:
+                self._eof()
             case {"detach": True}:
                 self._detached = True
             case {"signal": str(name)} if name.removeprefix("SIG") in _SIGNALS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from supervisor.control import (
     about,
+    attach,
     events,
     exec,
     history,
@@ -32,4 +33,5 @@ ROUTES: tuple[Route, ...] = (
     *logs.ROUTES,
     *stats.ROUTES,
     *exec.ROUTES,
+    *attach.ROUTES,
 )

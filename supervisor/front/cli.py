@@ -43,6 +43,7 @@ while an instance runs:
   supervise top [JOB]           what they use, of what they may
   supervise stop [JOB ...]      stop jobs, or all of it
   supervise exec JOB -- COMMAND run a command in a job
+  supervise attach JOB          a window to its own streams
 """
 
 EPILOG = """\
@@ -444,7 +445,8 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "kill": ("kill jobs at once, or send them a signal", _kill),
     "explain": ("why a job ended, what happened to it so far, or what it waits for", _explain),
     "replay": ("what other policies would have decided about recorded events", _replay),
-    "exec": ("run a command in a running job", _verb("exec", "configure")),
+    "exec": ("run a command in a running job", _verb("exec")),
+    "attach": ("a window to a running job's own output, input and terminal", _verb("attach")),
     "history": ("the runs of before: which there were, why they ended, and on what", _history),
     "pause": ("freeze jobs where they are", _verb("steer", "configure_pause")),
     "resume": ("let paused jobs go on", _verb("steer", "configure_resume")),

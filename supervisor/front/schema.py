@@ -430,6 +430,12 @@ JOB = Table((
             "the job's name", '"worker"', "hostname"),
     Setting("environment.*", STRING, "Variables it gets, beside PATH, HOME and the like.", "none",
             '"C.UTF-8"', "env", True),
+    Setting("stdin", _words("null", "open"),
+            "Its input: none; or what `supervise attach` sends, which keeps it open until its end. "
+            "See exec.md.", '"null"', '"open"'),
+    Setting("terminal", BOOLEAN,
+            "Whether its streams are a terminal of its own, to which `supervise attach` is the "
+            "window. What it shows is in its log of stdout.", "false", "true"),
     Setting("working_dir", JOB_PATH, "Where it starts.", '"/"', '"/data"', "working-dir", True),
     *LIMITS,
     *RLIMITS,

@@ -296,6 +296,8 @@ class JobSpec:
     hostname: str | None = None
     environment: Mapping[str, str] = field(factory=dict)
     working_dir: str = "/"
+    stdin: Literal["null", "open"] = "null"
+    terminal: bool = False
     limits: Limits = Limits()
     timeout: float | None = None
     cpu_time: float | None = None

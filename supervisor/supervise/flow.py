@@ -8,6 +8,7 @@ nothing wakes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.errors import KernelError
+from supervisor.linux import constants
 from supervisor.model.record import OutputUse, Reason
 from supervisor.model.units import size_text
 from supervisor.supervise.output import Output
@@ -42,14 +44,23 @@ class Flow:
         self._run = run
         self._storage = storage
         self.output: Output | None = None
+        self._slave = -1
         self._rotations: dict[str, Rotation] = {}
         limit = run.spec.limits.output
+        if run.container.terminal >= 0:
+            self._take_terminal(run.container.terminal)
         if storage.pipes:
             self.output = Output(
                 list(storage.pipes.values()), limit, full=self._full, trouble=run.warn
             )
         elif storage.rotation:
             self._open_rotations()
+
+    def _take_terminal(self, master: int) -> None:
+        """With its other side open here, too, it never looks as if nobody had it."""
+        flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+        self._slave = fcntl.ioctl(master, constants.TIOCGPTPEER, flags)
+        self._storage.take_terminal(master)
 
     def _open_rotations(self) -> None:
         log, storage = self._run.spec.log, self._storage
@@ -152,6 +163,9 @@ class Flow:
         return OutputUse(limit, written, None if written is None else 0)
 
     def close(self) -> None:
+        if self._slave >= 0:
+            os.close(self._slave)
+            self._slave = -1
         for rotation in self._rotations.values():
             rotation.close()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import sys
 import termios
 from collections.abc import Callable, Sequence
@@ -243,7 +244,11 @@ def _read_now(reader: int, size: int) -> bytes | None:
 
 
 def _held(reader: int) -> int:
-    """How many bytes wait in a pipe (FIONREAD, pipe(7))."""
+    """How many bytes wait in a pipe (FIONREAD, pipe(7)) or a terminal.
+
+    poll(2) brings what is on its way in the latter (drivers/tty/n_tty.c, n_tty_poll).
+    """
+    select.select([reader], [], [], 0)
     size = bytearray(4)
     fcntl.ioctl(reader, termios.FIONREAD, size)
     return int.from_bytes(size, sys.byteorder)

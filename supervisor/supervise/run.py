@@ -102,6 +102,9 @@ class Run:
         self.taken: list[Taken] = []
         self.flow: Flow | None = None
         self.sessions = Sessions(self)
+        self.storage: Storage | None = None
+        self.record: RunRecord | None = None
+        self.recorded = trio.Event()
         self.disk: disk.Disk | None = None
         self.mirror: Mirror | None = None
         self.cgroup: JobCgroup
@@ -141,6 +144,8 @@ class Run:
     async def _concluded(self, record: RunRecord) -> RunRecord:
         self.settled.set()
         self._write_down(record)
+        self.record = record
+        self.recorded.set()
         await self._ask_about_exit(record)
         return record
 
@@ -187,9 +192,11 @@ class Run:
     async def _storage(self) -> AsyncIterator[Storage]:
         shared = self.shared
         storage = Storage(self.spec, self.id, shared.state, shared.scratch, shared.kept, self.image)
+        self.storage = storage
         try:
             yield storage
         finally:
+            self.storage = None
             storage.close()
             with trio.CancelScope(shield=True):
                 await self.tidy(self._clean(storage))

@@ -146,9 +146,12 @@ class Sessions:
         container = run.container
         with open(os.devnull, "r+b") as null:  # noqa: PTH123
             fds = streams or (null.fileno(),) * 3
-            entrant = await run.shared.launcher.enter(
-                request, fds, container.pidfd, container.namespaces
-            )
+            try:
+                entrant = await run.shared.launcher.enter(
+                    request, fds, container.pidfd, container.namespaces
+                )
+            except SpawnError as error:
+                raise _explained(run, error) from None
         self._count += 1
         start = _Start(run, entrant, str(self._count))
         if self._nursery is None:  # the job has ended in between, and the entrant finds none
@@ -226,18 +229,11 @@ class _Start:
         try:
             await self._entrant.executed()
         except SpawnError as error:
-            self._failure = self._explained(error)
+            self._failure = _explained(self._run, error)
         else:
             pid = pid_of(self._entrant.command)
             self._session = Session(self._number, pid, self._entrant.terminal)
         self._decided.set()
-
-    def _explained(self, error: SpawnError) -> SpawnError:
-        if error.errno == errno.EAGAIN and error.stage == "clone":
-            limit = self._run.limits.pids
-            hint = f"the job is at its limit of {limit} processes: supervise set a higher one"
-            return SpawnError(error.stage, error.errno, error.path, error.text, hint=hint)
-        return error
 
     async def _await_end(self) -> None:
         """The command's end, and what becomes of it when its client goes."""
@@ -256,3 +252,11 @@ class _Start:
             self._run.emit(
                 "session_ended", session=session.id, exit_code=told.code, signal=told.signal
             )
+
+
+def _explained(run: Run, error: SpawnError) -> SpawnError:
+    """With the way out for a job that has as many processes as it may."""
+    if error.errno != errno.EAGAIN or error.stage != "clone":
+        return error
+    hint = f"the job is at its limit of {run.limits.pids} processes: supervise set a higher one"
+    return SpawnError(error.stage, error.errno, error.path, error.text, hint=hint)

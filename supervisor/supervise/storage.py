@@ -57,6 +57,8 @@ class Storage:
         self._writers: list[int] = []
         self.pipes: dict[str, tuple[int, tuple[Target, ...]]] = {}
         """Of streams that are copied: the pipes' reading ends, and where that goes."""
+        self.input = -1
+        """The writing end of its stdin, where that is open."""
         self.rotation: rotate.Way = ""
         """How the files are rotated that the job writes itself, if they are to be."""
         try:
@@ -82,12 +84,36 @@ class Storage:
             out, err = (self._pipe(stream) for stream in STREAMS)
             return Streams(0, out, err, record)
         self._state.make_run(self._run, self._spec, self._facts)
-        out, err = (self._stream(stream) for stream in STREAMS)
+        null = self._own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        if self._spec.terminal:
+            out = err = null  # its init takes a terminal in their place
+            os.close(os.open(self.log("err"), os.O_CREAT | os.O_CLOEXEC, 0o600))
+        else:
+            out, err = (self._stream(stream) for stream in STREAMS)
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
         record = self._own(os.open(self._state.exit(self._run), flags, 0o600))
         os.posix_fallocate(record, 0, RECORD_SIZE)
-        null = self._own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        return Streams(null, out, err, record)
+        return Streams(self._input(null), out, err, record)
+
+    def _input(self, null: int) -> int:
+        """Its stdin; the writing end stays with us, so that it has no end before the job has."""
+        if self._spec.stdin != "open" or self._spec.terminal:
+            return null
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        self._writers.append(reader)
+        self.input = writer
+        return reader
+
+    def take_terminal(self, master: int) -> None:
+        """What is shown on the job's terminal is its output; `master` stays the caller's."""
+        self.pipes["out"] = (master, tuple(self._targets("out")))
+        self.input = os.dup(master)
+
+    def end_input(self) -> None:
+        """Nobody of us writes to its stdin any more."""
+        if self.input >= 0:
+            os.close(self.input)
+        self.input = -1
 
     def _stream(self, stream: str) -> int:
         """What the job gets: its log file, or a pipe."""
@@ -225,6 +251,7 @@ class Storage:
 
     def close(self) -> None:
         self.started()
+        self.end_input()
         for fd in self._owned:
             os.close(fd)
         self._owned.clear()

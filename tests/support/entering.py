@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,10 @@ class Instance:
     def exec(self, *words: str, **options: Any) -> Done:
         return self.ask("exec", *words, **options)
 
-    def popen(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+    def popen(self, *words: str, verb: str = "exec", **options: Any) -> subprocess.Popen[bytes]:
         """The verb with streams of the caller's choice."""
         where = self.batch.where.environment | self.environment | {"PYTHONPATH": str(ROOT)}
-        argv = [sys.executable, "-m", "supervisor", "exec", *words]
+        argv = [sys.executable, "-m", "supervisor", verb, *words]
         return subprocess.Popen(argv, env={**os.environ, **where}, **options)
 
     def sessions(self) -> list[Record]:
@@ -67,6 +67,14 @@ def instance(base: Path, text: str, *names: str) -> Iterator[Instance]:
         with batch.start(text) as running:
             running.wait_started(*names)
             yield Instance(batch, running)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what nobody tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
 
 
 def until_runs(command: str) -> int:

@@ -161,7 +161,7 @@ class Conversation:
     """From the request to the command's end, copying meanwhile."""
 
     def __init__(self, talk: Talk, copying: Any, heard: Heard) -> None:
-        """`copying`: `Pipes` or `Window`."""
+        """`copying`: `Pipes`, `Window`, or `attach.Attached`."""
         self._talk = talk
         self._copying = copying
         self._heard = heard

@@ -35,6 +35,12 @@ def size() -> tuple[int, int]:
     return 24, 80
 
 
+def fit(other: int) -> None:
+    """Give another terminal the size of ours: TIOCSWINSZ, which tells its programs (SIGWINCH)."""
+    rows, columns = size()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+
 @contextmanager
 def raw() -> Iterator[None]:
     """Every key as it is: it is the other terminal that makes an interrupt of a Ctrl-C."""
@@ -96,9 +102,8 @@ class Window:
         """Whether the keys to leave have been typed."""
 
     def fit(self) -> None:
-        """Give it the size of ours: TIOCSWINSZ, which tells its programs (SIGWINCH)."""
-        rows, columns = size()
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+        """Give it the size of ours."""
+        fit(self._master)
 
     def wanted(self) -> dict[int, int]:
         """What to poll(2) for."""
