@@ -275,6 +275,8 @@ def _describe_rest(request: Request) -> Iterator[str]:
         yield f"init: unshare CLONE_NEWTIME, {told}"
     if request.shown:
         yield f"init: open {' '.join(request.shown)} for the supervisor (copy_out)"
+    if request.terminal is not None:
+        yield "init: open /dev/pts/ptmx, TIOCGPTPEER: a terminal for stdin, stdout and stderr"
     if request.has_groups:
         yield "init: setresgid -1 -1 1"
     # the init of a user namespace may not clone into a cgroup of the host's (`PayloadCgroup`)

@@ -26,6 +26,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         closed={"command": ["sh", "-c", "cat; echo nothing came; exec sleep 1000"]},
         shell=SHELL,
         last=SHELL | {"log": {"timestamps": True}},
+        idle={},
         limited=SHELL | {"limits": {"output": 20000}, "expect": "output"},
     )
     names = ("reader", "closed", "shell", "last", "limited")
