@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import sys
 import termios
 from collections.abc import Callable, Sequence
@@ -20,6 +19,8 @@ import trio
 
 from supervisor.supervise.target import CHUNK, Target
 
+IN_TERMINAL = 128 * 1024
+"""Bytes that may be on their way through a terminal: its port's buffer has 64 KiB."""
 STALLED = 5.0
 """Seconds, in a hurry: a target that takes nothing for so long is given up."""
 
@@ -244,11 +245,12 @@ def _read_now(reader: int, size: int) -> bytes | None:
 
 
 def _held(reader: int) -> int:
-    """How many bytes wait in a pipe (FIONREAD, pipe(7)) or a terminal.
+    """How many bytes wait in a pipe (FIONREAD, pipe(7)); of a terminal, at most.
 
-    poll(2) brings what is on its way in the latter (drivers/tty/n_tty.c, n_tty_poll).
+    FIONREAD knows of no more than the last of a terminal's buffers (drivers/tty/tty_buffer.c).
     """
-    select.select([reader], [], [], 0)
+    if os.isatty(reader):
+        return IN_TERMINAL
     size = bytearray(4)
     fcntl.ioctl(reader, termios.FIONREAD, size)
     return int.from_bytes(size, sys.byteorder)

@@ -184,3 +184,53 @@ def test_a_disk_limit_is_held_in_memory(user: Nobody, bare: list[str], busybox: 
     refused = run(*common, "--disk-by", "loop", "--", "/bin/busybox", "true", wrapper=bare)
     assert refused.returncode == 125
     assert 'loop: it needs root (fix: disk_by = "tmpfs")' in refused.stderr
+
+
+IN_A_JOB = """
+import os, pathlib, subprocess, sys
+me = [sys.executable, "-m", "supervisor"]
+own = pathlib.Path("entered")
+own.mkdir()
+(own / "jobs.toml").write_text(f'''
+[supervisor]
+name = "entered"
+state_dir = "{own.absolute()}"
+runtime_dir = "{own.absolute()}"
+[jobs.one]
+command = ["sleep", "1000"]
+user_namespace = "{sys.argv[1]}"
+''')
+up = subprocess.Popen(
+    [*me, str(own / "jobs.toml"), "--plain"],
+    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+)
+heard = []
+for line in up.stderr:
+    heard.append(line)
+    if "one started" in line:
+        break
+    if "one ended" in line:
+        sys.exit("".join(heard))
+os.environ["SUPERVISE_SOCKET"] = str(own / "entered" / "socket")
+look = "id -u; head -1 /proc/self/uid_map; cat /proc/1/comm; tty; exit 3"
+done = subprocess.run([*me, "exec", "one", "--", "sh", "-c", look], text=True, capture_output=True)
+print(done.stdout, done.stderr, done.returncode)
+subprocess.run([*me, "stop"], check=True)
+up.communicate()
+"""
+
+
+@pytest.mark.parametrize("whose", ["self", "auto"])
+def test_a_command_comes_into_a_running_job(
+    user: Nobody, bare: list[str], whose: str, request: pytest.FixtureRequest
+) -> None:
+    """By the namespaces that its init has handed over: nobody may look at that process."""
+    run, own = user
+    wrapper = request.getfixturevalue("given") if whose == "auto" else bare
+    done = run(whose, wrapper=wrapper, python=("-c", IN_A_JOB))
+    shutil.rmtree(own / "entered", ignore_errors=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    words = done.stdout.split()
+    assert (words[0], words[1]) == ("0", "0"), done.stdout
+    assert "supervise:init" in words
+    assert words[-1] == "3"
