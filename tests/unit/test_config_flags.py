@@ -13,7 +13,7 @@ from supervisor.front.schema import JOB
 from supervisor.policy import registry
 from tests.unit.test_config_parse import CONTEXT, job
 
-WITHOUT = {"command", "script", "after", "matrix.*", "priority", "reach"} | {
+WITHOUT = {"command", "script", "after", "matrix.*", "priority", "reach", "stdin", "terminal"} | {
     f"log.{key}" for key in ("max_size", "keep", "sink", "on_full")
 }
 """What stands on the command line itself, or means nothing for a single job."""
