@@ -108,12 +108,13 @@ class Attached:
         self._readers: dict[int, Reader] = {}
         self._at: dict[int, int] = {}
         for number, stream in ((1, "out"), (2, "err")):
-            reader = Reader(Path(told["logs"][stream]))
-            self._readers[number] = reader
-            self._watch.add(told["logs"][stream], IN_MODIFY | IN_MOVE_SELF)
-            self._at[number] = reader.bounds()[1]
+            log = told["logs"][stream]
+            self._readers[number] = Reader(Path(log["path"]))
+            self._watch.add(log["path"], IN_MODIFY | IN_MOVE_SELF)
+            self._at[number] = int(log["at"])
         if self._way_in >= 0:
             os.set_blocking(self._way_in, False)
+        self._show()  # what was written before it was watched
 
     def fit(self) -> None:
         """The size of our window becomes that of the job's terminal."""
