@@ -40,8 +40,8 @@ from supervisor.model.job import JobSpec
 from supervisor.model.limits import Limits
 from supervisor.model.state import State
 from supervisor.supervise import stats
-from supervisor.supervise.instance import raise_open_files
 from supervisor.supervise.stats import Sampler, report
+from supervisor.supervise.surroundings import raise_open_files
 
 LIMITS = Limits(memory=64 << 20, pids=16, cpus=0.5)
 TOUCHED = 40_000
