@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.supervise.instance import sealed
+from supervisor.container.spawn import sealed
 from tests.support import host
 from tests.support.command import State
 from tests.support.containers import PYTHON, after, run_jobs
