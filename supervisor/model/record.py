@@ -53,6 +53,16 @@ class LimitChange:
 
 
 @frozen
+class LimitSet:
+    """A change of one of the limits while the job ran, in that limit's unit; null: lifted."""
+
+    at: str
+    limit: str
+    value: Any
+    by: str
+
+
+@frozen
 class MemoryUse:
     limit: int | None = None
     peak: int | None = None
@@ -157,6 +167,7 @@ class RunRecord:
     disk: DiskUse = DiskUse()
     user_namespace: UserIds | None = None
     image: ImageUse | None = None
+    limit_history: tuple[LimitSet, ...] = ()
     expected: bool = False
     detail: str = ""
     decided_by: str = ""

@@ -29,7 +29,7 @@ from supervisor.model.action import (
 )
 from supervisor.model.event import HOOK_OF, Event, MemoryLimit, Tick, Timeout
 from supervisor.model.limits import Limits
-from supervisor.model.record import LimitChange, Reason, iso
+from supervisor.model.record import LimitChange, LimitSet, Reason, iso
 from supervisor.model.state import State
 from supervisor.policy.engine import Decision
 from supervisor.record.entries import answers_entry, decision_entry
@@ -127,6 +127,7 @@ def _raise(run: Run, action: RaiseLimit, by: str) -> bool:
     run.raised[action.limit] = run.raised.get(action.limit, 0) + 1
     if action.limit == "memory":
         run.limit_history.append(LimitChange(iso(run.now()), value, by))
+    run.limits_set.append(LimitSet(iso(run.now()), action.limit, value, by))
     run.limits_changed()
     run.emit("limit_changed", limit=action.limit, to=value, by=by, next=False)
     if run.state is State.HELD:

@@ -18,7 +18,7 @@ from attrs import evolve, fields_dict
 from supervisor.cgroup.api import CgroupManager, Changeable
 from supervisor.errors import KernelError, LimitError, StateError, SupervisorError
 from supervisor.model.limits import Limits, conflicts
-from supervisor.model.record import LimitChange, iso
+from supervisor.model.record import LimitChange, LimitSet, iso
 from supervisor.model.state import State
 from supervisor.model.units import size_text
 from supervisor.supervise.admission import Admission, Demand
@@ -230,6 +230,7 @@ def _tell(run: Run, done: list[str], by: str) -> None:
     run.limits_changed()
     for name in done:
         value = told(getattr(run.limits, name))
+        run.limits_set.append(LimitSet(iso(run.now()), name, value, by))
         run.emit("limit_changed", limit=name, to=value, by=by, next=False)
     if run.state is State.HELD and {"memory", "swap"} & set(done):
         run.set_state(State.RUNNING)

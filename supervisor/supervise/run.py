@@ -31,7 +31,7 @@ from supervisor.model.event import (
 from supervisor.model.image import Image
 from supervisor.model.job import JobSpec, UserNamespace
 from supervisor.model.limits import Limits
-from supervisor.model.record import LimitChange, Reason, RunRecord
+from supervisor.model.record import LimitChange, LimitSet, Reason, RunRecord
 from supervisor.model.state import State
 from supervisor.model.verdict import Cause
 from supervisor.model.view import JobView
@@ -85,6 +85,7 @@ class Run:
         self.log_mark = shared.kernel_log.mark()
         self.calls_mark = shared.kernel_log.calls
         self.limit_history: list[LimitChange] = []
+        self.limits_set: list[LimitSet] = []
         self._on_state = on_state
         self._state = State.STARTING
         self._hurry = trio.Event()

@@ -110,6 +110,9 @@ def test_limits_are_set_read_back_and_written_down(batch: Batch, ask: Ask) -> No
     history = result["one"]["memory"]["limit_history"]
     assert [change["value"] for change in history] == [64 * MIB, 128 * MIB, None, 32 * MIB]
     assert {change["by"] for change in history[1:]} == {"root (uid 0)"}
+    every = [(change["limit"], change["value"]) for change in result["one"]["limit_history"]]
+    assert sorted(every[:4]) == [("cpus", 0.5), ("memory", 128 * MIB), ("pids", 20), ("swap", 0)]
+    assert every[4:5] == [("swap", 8 * MIB)] and every[-1] == ("memory", 32 * MIB)
     changed = {(e["limit"], e["to"]) for e in batch.entries("limit_changed")}
     assert changed >= {("memory", 128 * MIB), ("swap", 0), ("pids", 20), ("cpus", 0.5)}
     assert [e["verb"] for e in batch.entries("steered")][:3] == ["set", "set", "set"]

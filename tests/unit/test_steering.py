@@ -20,7 +20,7 @@ from supervisor.front.verbs import steer
 from supervisor.model.event import Timeout
 from supervisor.model.job import InlineAction, JobSpec, Restart, Stop
 from supervisor.model.limits import IoLimit, Limits
-from supervisor.model.record import LimitChange
+from supervisor.model.record import LimitChange, LimitSet
 from supervisor.model.state import State
 from supervisor.supervise import limiting, timers
 from supervisor.supervise.admission import Admission, Demand, Room
@@ -46,6 +46,7 @@ class Run:
         self.flow: Any = None
         self.limiting = trio.Lock()
         self.limit_history = [LimitChange("", limits.memory, "configuration")]
+        self.limits_set: list[LimitSet] = []
         self.admission = Admission(room or Room())
         self.engine = SimpleNamespace(wants=lambda *_: True)
         self.shared: Any = self
