@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import host
+
 pytestmark = pytest.mark.kernel
 
 HEAD = """
@@ -75,7 +77,8 @@ print(json.dumps(told))
 
 def play(scene: str, *, pid1: bool = True) -> dict[str, Any]:
     """Run the body of `scene` beside a reaper; what it put into `told`."""
-    code = HEAD + textwrap.indent(textwrap.dedent(scene), "    ") + TAIL
+    body = textwrap.indent(textwrap.dedent(scene), "    ")
+    code = f"SLOWNESS = {host.SLOWNESS}\n{HEAD}{body}{TAIL}"
     command = [sys.executable, "-c", code]
     if pid1:
         command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command]
@@ -205,6 +208,7 @@ def test_what_others_wait_for_is_not_taken_from_them() -> None:
     """A flood of orphans beside trio.run_process and a plugin's subprocess.run in a thread."""
     told = play(
         """
+        module.GRACE *= SLOWNESS  # that of a thread which is to wait for its child
         statuses = []
 
         async def run(n):
