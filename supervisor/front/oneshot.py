@@ -26,7 +26,7 @@ from supervisor.policy.registry import Policy
 from supervisor.record.quiet import QuietLog
 from supervisor.record.runs import ONE_SHOTS, StateDir
 from supervisor.supervise.instance import Instance, Settings, open_instance
-from supervisor.supervise.shutdown import obey_signals
+from supervisor.supervise.shutdown import obey_signals, unhurried
 from supervisor.supervise.surroundings import scratch_dir
 
 TOLD = frozenset({"warning", "notify", "retry", "restart", "limit_changed", "cleanup_failed",
@@ -78,14 +78,15 @@ def _with_terminal(config: Config) -> Config:
 async def _run(
     config: Config, settings: Settings, policies: tuple[Policy, ...], told: Printer
 ) -> tuple[RunRecord, str]:
-    async with (
-        open_instance(settings, config.jobs, policies, QuietLog(told)) as instance,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(told.run)
-        await nursery.start(obey_signals, instance)
-        await instance.run()
-        nursery.cancel_scope.cancel()
+    with unhurried():
+        async with (
+            open_instance(settings, config.jobs, policies, QuietLog(told)) as instance,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(told.run)
+            await nursery.start(obey_signals, instance)
+            await instance.run()
+            nursery.cancel_scope.cancel()
     return _last(instance), instance.interrupted
 
 

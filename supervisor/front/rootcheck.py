@@ -29,7 +29,7 @@ from supervisor.rootfs.gather import Program
 from supervisor.rootfs.tree import covered
 from supervisor.supervise.admission import Room
 from supervisor.supervise.instance import Instance, Settings, open_instance
-from supervisor.supervise.shutdown import obey_signals
+from supervisor.supervise.shutdown import obey_signals, unhurried
 
 LISTING = re.compile(r"ld(-linux.*|-musl-.*|64)?\.so(\.\d+)?")
 """Loaders that know --list."""
@@ -73,13 +73,14 @@ async def _check(root: Path, programs: Sequence[Program]) -> list[str]:
         state = StateDir(Path(directory))
         state.make()
         settings = Settings(name=name, runtime=runtime, state=state, room=Room(jobs=AT_ONCE))
-        async with (
-            open_instance(settings, tuple(specs.values()), (), QuietLog(lambda _: None)) as one,
-            trio.open_nursery() as nursery,
-        ):
-            await nursery.start(obey_signals, one)
-            await one.run()
-            nursery.cancel_scope.cancel()
+        with unhurried():
+            async with (
+                open_instance(settings, tuple(specs.values()), (), QuietLog(lambda _: None)) as one,
+                trio.open_nursery() as nursery,
+            ):
+                await nursery.start(obey_signals, one)
+                await one.run()
+                nursery.cancel_scope.cancel()
         return _problems(one, specs, state)
 
 

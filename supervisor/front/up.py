@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from supervisor.supervise import historian
 from supervisor.supervise.admission import Room
 from supervisor.supervise.instance import Instance, Settings, examine, open_instance
 from supervisor.supervise.retention import Rule, Sweeper
-from supervisor.supervise.shutdown import obey_signals
+from supervisor.supervise.shutdown import obey_signals, unhurried
 
 
 def up(path: Path, *, as_json: bool, plain: bool, color: str) -> int:
@@ -123,8 +123,8 @@ async def _up(
     settings.state.make()
     log = _log(config, settings.state)
     began = time.monotonic()
-    try:
-        policies = reader.first.policies
+    policies = reader.first.policies
+    with closing(log), unhurried():
         async with (
             _recorded(config, settings.state, log),
             open_instance(settings, config.jobs, policies, log, manager, reader) as instance,
@@ -139,8 +139,6 @@ async def _up(
                 nursery.cancel_scope.cancel()
             status = _status(instance)
             log.emit("supervisor_stopped", interrupted=instance.interrupted, exit_status=status)
-    finally:
-        log.close()
     show.summarise(instance, time.monotonic() - began)
     return status
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import trio
 
@@ -21,16 +23,40 @@ from supervisor.supervise.instance import Instance
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Around an instance: its clean-up, when nobody obeys signals any more, is not cut short.
+
+    In the main thread.  Until `obey_signals` has begun they do what they did before.
+    """
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not Python that set it
+                signal.signal(number, handler)
+
+
 async def obey_signals(
     instance: Instance, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Until cancelled; in the main thread."""
+    """Until cancelled; in the main thread, within `unhurried`.  After it signals do nothing."""
+    early: list[int] = []
+
+    def keep(number: int, _frame: Any) -> None:
+        early.append(number)
+
+    for one in STOPPING:
+        signal.signal(one, keep)  # what trio puts back when it listens no longer
     had_terminal = _has_terminal()
     asked, wanted = trio.open_memory_channel[None](1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_reload, instance, wanted)
         with trio.open_signal_receiver(*STOPPING) as arriving:
             task_status.started()
+            for missed in early:
+                signal.raise_signal(missed)  # it came in between
             async for number in arriving:
                 hung_up = had_terminal and not _has_terminal()
                 if number == signal.SIGHUP and instance.reader is not None and not hung_up:

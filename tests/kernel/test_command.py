@@ -185,6 +185,17 @@ def test_the_second_interrupt_kills_at_once(batch: Batch) -> None:
     assert (result["one"]["reason"], result["one"]["signal"]) == ("stopped", 9)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_signal_cuts_the_clean_up_short(batch: Batch, number: int) -> None:
+    jobs = "".join(f'[jobs.j{n}]\ncommand = "sleep 1000"\n' for n in range(8))
+    with batch.start(jobs) as running:
+        running.wait_started(*(f"j{n}" for n in range(8)))
+        while running.process.poll() is None and (batch.where.runtime / batch.name).exists():
+            running.signal(number)
+        assert set(running.finish().reasons.values()) == {"stopped"}
+    batch.assert_clean()
+
+
 # Two at once.
 
 
