@@ -30,8 +30,9 @@ from supervisor.linux import proc
 WALL = 0x40000000
 """__WALL of <linux/wait.h>: children whatever their exit signal."""
 
-GRACE = 1.0
-"""Seconds that a zombie unknown to us is left to whoever may be waiting for it."""
+GRACE = 5.0
+"""Seconds that a zombie unknown to us is left to whoever may be waiting for it: on a busy host a
+thread may come late to its child, and who comes too late takes a failure for a success."""
 
 CALM = 0.05
 """Seconds between SIGCHLD and the look: by then who waits has taken what it waited for, and of a

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.support import host
-
 pytestmark = pytest.mark.kernel
 
 HEAD = """
@@ -77,8 +75,7 @@ print(json.dumps(told))
 
 def play(scene: str, *, pid1: bool = True) -> dict[str, Any]:
     """Run the body of `scene` beside a reaper; what it put into `told`."""
-    body = textwrap.indent(textwrap.dedent(scene), "    ")
-    code = f"SLOWNESS = {host.SLOWNESS}\n{HEAD}{body}{TAIL}"
+    code = HEAD + textwrap.indent(textwrap.dedent(scene), "    ") + TAIL
     command = [sys.executable, "-c", code]
     if pid1:
         command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command]
@@ -208,7 +205,6 @@ def test_what_others_wait_for_is_not_taken_from_them() -> None:
     """A flood of orphans beside trio.run_process and a plugin's subprocess.run in a thread."""
     told = play(
         """
-        module.GRACE *= SLOWNESS  # that of a thread which is to wait for its child
         statuses = []
 
         async def run(n):
