@@ -137,7 +137,8 @@ class Flow:
             if rotation.lost:
                 self._lost(stream, rotation.lost, os.strerror(errno.ENOSPC))
         if self._storage.logged and (path := self._full_disk()):
-            self._run.warn(f"{path}: the disk is full; what the job wrote may not all be there")
+            why = os.strerror(errno.ENOSPC)
+            self._run.warn(f"{path}: {why}; what the job wrote may not all be there")
 
     def _lost(self, stream: str, count: int, why: str) -> None:
         self._run.emit("output_lost", stream=stream, bytes=count, why=why)

@@ -13,6 +13,8 @@ May import: `errors`, `model`, `record`, trio.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections import deque
@@ -139,7 +141,7 @@ class Historian:
         if self._history is not None:
             self._history.close()
             self._history = None
-        text = str(error)
+        text = os.strerror(errno.ENOSPC) if _no_room(error) else str(error)
         if isinstance(error, Error) and is_damage(error):
             text += f"; moved to {set_aside(self._path, time.time())}"
         if text != self._told:
@@ -158,6 +160,11 @@ class Historian:
 
     def _say(self, text: str) -> None:
         self._warn(text)
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether it is SQLite's word for ENOSPC, which everybody else tells as the kernel does."""
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
 @contextmanager

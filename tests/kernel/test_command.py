@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import re
 import select
 import signal
 import subprocess
@@ -282,8 +281,7 @@ def test_a_full_disk_stops_no_job(supervise: Supervise, tmp_path: Path) -> None:
     records = {run["job"]: run for run in map(json.loads, done.stdout.splitlines())}
     assert records["quiet"]["reason"] == "succeeded", done.stderr
     assert records["after"]["reason"] in ("failed", "start_failed")
-    # by whoever meets it first: a run's files, its output, the event log, or the history
-    assert re.search("No space left on device|disk is full", done.stderr)
+    assert "No space left on device" in done.stderr
 
 
 # The live table.
