@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from supervisor.front.verbs import terminal
 from supervisor.front.verbs.client import Client, Refused
 from supervisor.front.verbs.place import instance_flags
-from supervisor.front.verbs.talk import CHUNK, GONE, Heard, Talk, signals, write_all
+from supervisor.front.verbs.talk import GONE, Dialogue, Talk, signals, typed, write_all
 from supervisor.linux.filewatch import IN_MODIFY, IN_MOVE_SELF, FileWatch
 from supervisor.record.logs import Reader
 
@@ -143,12 +144,9 @@ class Attached:
                 self._pending = self._pending[os.write(self._way_in, self._pending) :]
 
     def _read(self) -> None:
-        try:
-            data = os.read(STDIN, CHUNK)
-        except BlockingIOError:
+        data = typed()
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self._input = False
             self._end_input()
@@ -186,55 +184,22 @@ class Attached:
             reader.close()
 
 
-class Attending:
+class Attending(Dialogue):
     """From the first look to the end of the job, or of our interest."""
 
-    def __init__(self, talk: Talk, window: Attached, heard: Heard) -> None:
-        self._talk = talk
-        self._window = window
-        self._heard = heard
-
-    def held(self) -> int:
-        """The exit status.  Raises Lost."""
-        status = self._heed()
-        while status is None:
-            status = self._wait()
-        return status
-
-    def _wait(self) -> int | None:
-        look = select.poll()
-        for fd, events in self._window.wanted().items():
-            look.register(fd, events)
-        for fd in (self._heard.fd, self._talk.fileno()):
-            look.register(fd, select.POLLIN)
-        for fd, events in look.poll():
-            if fd == self._heard.fd:
-                status = self._obey()
-            elif fd == self._talk.fileno():
-                self._talk.receive()
-                status = self._heed()
-            else:
-                self._window.ready(fd, events)
-                status = 0 if self._window.left else None
-            if status is not None:
-                return status
+    def obey(self, number: int) -> int | None:
+        if number in ENDS_US:
+            return 0 if number == signal.SIGINT else BY_SIGNAL + number
+        self._copying.fit()
         return None
 
-    def _obey(self) -> int | None:
-        for number in self._heard():
-            if number in ENDS_US:
-                return 0 if number == signal.SIGINT else BY_SIGNAL + number
-            self._window.fit()
-        return None
-
-    def _heed(self) -> int | None:
-        while self._talk.queue:
-            told = self._talk.queue.pop(0).get("ended")
-            if told is not None:
-                self._window.drain()
-                print(f"supervise: ended: {told['reason']}", file=sys.stderr)
-                return _status(told)
-        return None
+    def heed(self, told: Mapping[str, Any]) -> int | None:
+        ended = told.get("ended")
+        if ended is None:
+            return None
+        self._copying.drain()
+        print(f"supervise: ended: {ended['reason']}", file=sys.stderr)
+        return _status(ended)
 
 
 def _status(told: dict[str, Any]) -> int:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.front.verbs.client import Client, Refused
 from supervisor.front.verbs.pipes import Pipes
 from supervisor.front.verbs.place import instance_flags
-from supervisor.front.verbs.talk import Heard, Talk, signals
+from supervisor.front.verbs.talk import Dialogue, Talk, signals
 
 PROTOCOL = "supervise-exec"
 FAILED, NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 125, 126, 127, 128
@@ -157,70 +157,33 @@ def _in_terminal(args: argparse.Namespace, client: Client, job: str, body: dict[
     return status
 
 
-class Conversation:
-    """From the request to the command's end, copying meanwhile."""
+class Conversation(Dialogue):
+    """About one command; its exit status is the command's, if it has one."""
 
-    def __init__(self, talk: Talk, copying: Any, heard: Heard) -> None:
-        """`copying`: `Pipes`, `Window`, or `attach.Attached`."""
-        self._talk = talk
-        self._copying = copying
-        self._heard = heard
-        self._interrupts = 0
+    _interrupts = 0
 
-    def held(self) -> int:
-        """The exit status; the command's, if it has one.  Raises Lost."""
-        status = self._heed()
-        while status is None:
-            status = self._wait()
-        return status
-
-    def _wait(self) -> int | None:
-        """For whatever comes first; the exit status when it is over."""
-        look = select.poll()
-        for fd, events in self._copying.wanted().items():
-            look.register(fd, events)
-        for fd in (self._heard.fd, self._talk.fileno()):
-            look.register(fd, select.POLLIN)
-        for fd, events in look.poll():
-            status = self._ready(fd, events)
-            if status is not None:
-                return status
+    def obey(self, number: int) -> int | None:
+        """Pass it on; one that ends us, or a second Ctrl-C, leaves the command behind."""
+        self._interrupts += number == signal.SIGINT
+        if number in ENDS_US or self._interrupts > 1:
+            return BY_SIGNAL + number
+        if number == signal.SIGWINCH:
+            self._copying.fit()
+        else:
+            self._talk.say({"signal": signal.Signals(number).name.removeprefix("SIG")})
         return None
 
-    def _ready(self, fd: int, events: int) -> int | None:
-        if fd == self._heard.fd:
-            return self._obey()
-        if fd == self._talk.fileno():
-            self._talk.receive()
-            return self._heed()
-        self._copying.ready(fd, events)
-        if self._copying.left:
-            self._talk.say({"detach": True})
-            return 0
+    def heed(self, told: Mapping[str, Any]) -> int | None:
+        if "failed" in told:
+            return _failed(told["failed"])
+        if "ended" in told:
+            self._copying.drain()
+            return _ended(told["ended"])
         return None
 
-    def _obey(self) -> int | None:
-        """Pass signals on; one that ends us, or a second Ctrl-C, leaves the command behind."""
-        for number in self._heard():
-            self._interrupts += number == signal.SIGINT
-            if number in ENDS_US or self._interrupts > 1:
-                return BY_SIGNAL + number
-            if number == signal.SIGWINCH:
-                self._copying.fit()
-            else:
-                self._talk.say({"signal": signal.Signals(number).name.removeprefix("SIG")})
-        return None
-
-    def _heed(self) -> int | None:
-        """What the instance has said; the exit status if that was the end."""
-        while self._talk.queue:
-            told = self._talk.queue.pop(0)
-            if "failed" in told:
-                return _failed(told["failed"])
-            if "ended" in told:
-                self._copying.drain()
-                return _ended(told["ended"])
-        return None
+    def leave(self) -> int:
+        self._talk.say({"detach": True})
+        return 0
 
 
 def _failed(why: dict[str, Any]) -> int:

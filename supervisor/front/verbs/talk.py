@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -118,6 +119,78 @@ def signals(numbers: Sequence[int]) -> Iterator[Heard]:
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
     """Python has written its number to the wake-up descriptor already."""
+
+
+class Dialogue(ABC):
+    """From the request to the end, copying meanwhile: what `exec` and `attach` have in common.
+
+    `copying` has `wanted()`, `ready(fd, events)`, `fit()`, `drain()` and `left`.
+    """
+
+    def __init__(self, talk: Talk, copying: Any, heard: Heard) -> None:
+        self._talk = talk
+        self._copying = copying
+        self._heard = heard
+
+    def held(self) -> int:
+        """The exit status.  Raises Lost."""
+        status = self._heed()
+        while status is None:
+            status = self._wait()
+        return status
+
+    def _wait(self) -> int | None:
+        """For whatever comes first; the exit status when it is over."""
+        look = select.poll()
+        for fd, events in self._copying.wanted().items():
+            look.register(fd, events)
+        for fd in (self._heard.fd, self._talk.fileno()):
+            look.register(fd, select.POLLIN)
+        for fd, events in look.poll():
+            status = self._ready(fd, events)
+            if status is not None:
+                return status
+        return None
+
+    def _ready(self, fd: int, events: int) -> int | None:
+        if fd == self._heard.fd:
+            found = (self.obey(number) for number in self._heard())
+            return next((status for status in found if status is not None), None)
+        if fd == self._talk.fileno():
+            self._talk.receive()
+            return self._heed()
+        self._copying.ready(fd, events)
+        return self.leave() if self._copying.left else None
+
+    def _heed(self) -> int | None:
+        """What the instance has said; the exit status if that was the end."""
+        while self._talk.queue:
+            status = self.heed(self._talk.queue.pop(0))
+            if status is not None:
+                return status
+        return None
+
+    @abstractmethod
+    def obey(self, number: int) -> int | None:
+        """A signal has come; the exit status if it ends us."""
+
+    @abstractmethod
+    def heed(self, told: Mapping[str, Any]) -> int | None:
+        """The instance has said this; the exit status if it was the last."""
+
+    def leave(self) -> int:
+        """The operator has typed the keys that detach; the exit status."""
+        return 0
+
+
+def typed() -> bytes | None:
+    """What has come on stdin: None if nothing has, empty at its end."""
+    try:
+        return os.read(0, CHUNK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def write_all(fd: int, data: bytes) -> None:

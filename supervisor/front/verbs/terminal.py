@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from supervisor.errors import ConfigError
-from supervisor.front.verbs.talk import CHUNK, write_all
+from supervisor.front.verbs.talk import CHUNK, typed, write_all
 
 STDIN, STDOUT = 0, 1
 DETACH_KEYS = "ctrl-p,ctrl-q"
@@ -124,12 +124,9 @@ class Window:
                 self._show()
 
     def _read(self) -> None:
-        try:
-            data = os.read(STDIN, CHUNK)
-        except BlockingIOError:
+        data = typed()
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self._input = False
             return
