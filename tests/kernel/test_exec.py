@@ -121,6 +121,9 @@ def test_streams_stay_apart_and_the_status_is_the_commands(instance: Instance) -
     assert instance.exec("--no-stdin", "one", "--", "cat").status == 0
     assert instance.exec("one", "--", "no-such-command").status == 127
     assert instance.exec("one", "--", "/etc/passwd").status == 126
+    # what stands after the job is the command's, flags and dashes too
+    assert instance.exec("one", "printf", "%s.", "-t", "--", "-h").stdout == "-t.--.-h."
+    assert instance.exec("one").status == instance.exec("one", "--").status == 2
     assert instance.exec("-u", "nobody", "-w", "/tmp", "-e", "A=b=c", "one", "--", "sh", "-c",
                          "id -un; pwd; echo $A $HOME").stdout == (
         "nobody\n/tmp\nb=c /nonexistent\n")  # fmt: skip

@@ -351,7 +351,7 @@ def test_a_reload_does_what_has_changed_and_no_more(batch: Batch, ask: Ask, clie
             "removed goes",
             "added comes",
             "changed grows",
-            f"  limits.memory: {64 * MIB} -> {96 * MIB}   (now)",
+            "  limits.memory: 64.0M -> 96.0M   (now)",
             "  timeout: 3600.0 -> 7200.0   (now)",
             "changed web",
             '  environment.NEW: none -> "1"   (by a restart)',

@@ -374,7 +374,7 @@ def test_a_difference_is_shown_line_by_line() -> None:
     }  # fmt: skip
     assert list(reload_verb.lines(found)) == [
         "changed a\\x1b",
-        "  limits.memory: 1 -> none   (at its next run: busy)",
+        "  limits.memory: 1B -> max   (at its next run: busy)",
         "removed b",
         "policies are others now",
         "supervisor.name: 1 -> none   (not changed: takes another start of the instance)",

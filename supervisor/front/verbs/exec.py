@@ -26,7 +26,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDS_US = (signal.SIGTERM, signal.SIGHUP)
 """What makes us go; the instance then ends the command."""
 
-USAGE = "supervise exec [FLAG ...] JOB -- COMMAND [ARGUMENT ...]"
+USAGE = "supervise exec [FLAG ...] JOB [--] COMMAND [ARGUMENT ...]"
 EPILOG = """\
 The command is in the job's cgroup and namespaces, behind the same walls, and ends with the job.
 When all three streams are terminals it gets a terminal of its own; else its stdout and stderr
@@ -46,7 +46,11 @@ def configure(verb: argparse.ArgumentParser) -> None:
     """The flags of `exec`."""
     verb.usage = USAGE
     verb.epilog = EPILOG
-    verb.add_argument("words", metavar="JOB COMMAND", nargs="+", help=argparse.SUPPRESS)
+    verb.add_argument("job", metavar="JOB", help="a job that runs")
+    # the flags after the job are the command's, with or without the two dashes
+    verb.add_argument(
+        "command", metavar="COMMAND", nargs=argparse.REMAINDER, help="and its arguments"
+    )
     own = verb.add_mutually_exclusive_group()
     own.add_argument("-t", "--terminal", action="store_true", help="with a terminal of its own")
     own.add_argument("-T", "--no-terminal", action="store_true", help="without one")
@@ -75,7 +79,9 @@ def configure(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The command's exit status, or what stands for it.  Raises SupervisorError."""
-    job, *command = args.words
+    job, command = args.job, args.command
+    if command[:1] == ["--"]:
+        command = command[1:]
     if not command:
         raise ConfigError([f"exec: no command for {job}; {USAGE}"])
     body: dict[str, Any] = {

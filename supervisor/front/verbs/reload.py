@@ -91,10 +91,17 @@ def lines(found: Entry) -> Iterator[str]:
 
 
 def _setting(change: Entry) -> str:
-    return f"{change['key']}: {_value(change['before'])} -> {_value(change['after'])}"
+    key = change["key"]
+    return f"{key}: {_value(key, change['before'])} -> {_value(key, change['after'])}"
 
 
-def _value(value: Any) -> str:
+def _value(key: str, value: Any) -> str:
+    """A limit in its unit, as everywhere; else as JSON has it."""
+    from supervisor.front.lines import limit_value
+
+    table, _, limit = key.rpartition(".")
+    if table == "limits" and (value is None or isinstance(value, int | float)):
+        return limit_value(limit, value)
     return "none" if value is None else json.dumps(value)
 
 
