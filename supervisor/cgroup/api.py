@@ -18,14 +18,16 @@ the same directories too, for cgroup.kill and `populated`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from attrs import field, frozen
 
-from supervisor.cgroup.sample import Meter
 from supervisor.model.action import LimitName
 from supervisor.model.job import Resource
 from supervisor.model.limits import IoLimit, Limits
+
+if TYPE_CHECKING:
+    from supervisor.cgroup.sample import Meter
 
 Version = Literal["v1", "hybrid", "v2", "none"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
 from attrs import frozen
@@ -42,7 +42,6 @@ from supervisor.supervise.projects import Projects
 from supervisor.supervise.reading import Reader
 from supervisor.supervise.reaper import ExitStatus, Reaper
 from supervisor.supervise.shared import Log, Network, Shared
-from supervisor.supervise.stats import Sampler
 from supervisor.supervise.surroundings import (
     raise_open_files,
     runtime_dir,
@@ -53,8 +52,12 @@ from supervisor.supervise.volumes import Volumes
 from supervisor.watch.cgroup import open_watcher
 from supervisor.watch.kernel_log import KernelLog
 
+if TYPE_CHECKING:
+    from supervisor.supervise.stats import Sampler
+
 MOST_LEFT = 1000
 """Jobs that are gone of which the last records are kept."""
+
 POOL = 4
 """Run directories made ahead of need."""
 
@@ -101,7 +104,13 @@ class Instance:
         self._left: list[Job] = []
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
-        self.sampler = Sampler(self.jobs)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """What `top` and `stats` ask, one for all; nobody else pays for its import."""
+        from supervisor.supervise.stats import Sampler
+
+        return Sampler(self.jobs)
 
     async def run(self) -> None:
         """Until every job has ended; with `stays`, until it is stopped as well."""

@@ -17,7 +17,6 @@ from typing import Any
 import trio
 
 from supervisor.errors import SupervisorError
-from supervisor.supervise import reloading
 from supervisor.supervise.instance import Instance
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -69,6 +68,8 @@ async def obey_signals(
 
 async def _reload(instance: Instance, wanted: trio.MemoryReceiveChannel[None]) -> None:
     async for _ in wanted:
+        from supervisor.supervise import reloading
+
         with suppress(SupervisorError):  # the event log has it: there is nobody else to tell
             await reloading.reload(instance, "SIGHUP")
 
