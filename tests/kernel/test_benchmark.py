@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.images import Timing
 from benchmarks.images import table as unpacking_table
 from benchmarks.measure import Block
 from benchmarks.spawn import table
+from benchmarks.top import Watch
 from tests.support import archives, host
 from tests.support.command import ROOT
 
@@ -82,10 +85,20 @@ def test_a_ratio_above_one_is_faster_than_the_first() -> None:
     ]  # fmt: skip
 
 
+def test_a_clock_of_cpu_time_that_steps_widely_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, unit, now in (
+        (0.01, "ms that passed (CPU ticks: 10)", time.perf_counter),
+        (1e-6, "ms of CPU", None),
+    ):
+        clock = chain(repeat(0.5, 3), repeat(0.5 + step)).__next__
+        monkeypatch.setattr(time, "process_time", clock)
+        assert Watch.best() == Watch(now or clock, unit)
+
+
 @pytest.mark.kernel
 def test_a_reading_of_jobs_is_measured() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.top", "--rounds", "1", "--jobs", "20", "--json"],
+        [sys.executable, "-m", "benchmarks.top", "--rounds", "3", "--jobs", "20", "--json"],
         cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
