@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ import pytest
 
 from supervisor.linux import proc
 from tests.support import entering
-from tests.support.batch import Batch
+from tests.support.batch import PATIENCE, Batch
 from tests.support.containers import python
-from tests.support.entering import Instance, jobs
+from tests.support.entering import Instance, jobs, until_runs
 
 pytestmark = pytest.mark.kernel
 
@@ -219,6 +220,30 @@ def test_a_detached_command_goes_on_alone(instance: Instance) -> None:
     assert told["pid"] in proc.children(instance.running.process.pid)
     os.kill(told["pid"], signal.SIGTERM)
     assert instance.next_end(before)["signal"] == signal.SIGTERM
+
+
+@pytest.fixture
+def doomed(batch: Batch) -> Iterator[Instance]:
+    """One job, whose supervisor may be killed: what is left then is ended by its next instance."""
+    with batch.start(jobs(one={})) as running:
+        running.wait_started("one")
+        yield Instance(batch, running)
+        running.signal(signal.SIGKILL)
+        running.process.wait()
+        batch.run('[jobs.two]\ncommand = "true"')
+
+
+def test_it_dies_with_the_supervisor_unless_it_was_detached(doomed: Instance) -> None:
+    told = doomed.exec("--detach", "--json", "one", "--", "sleep", "1001").stdout
+    with doomed.popen("one", "--", "sleep", "1002", stdin=subprocess.DEVNULL) as client:
+        beside = os.pidfd_open(until_runs("sleep 1002"))
+        try:
+            doomed.running.signal(signal.SIGKILL)
+            assert select.select([beside], [], [], PATIENCE)[0], "it lives"
+        finally:
+            os.close(beside)
+        assert client.wait(PATIENCE) == 125
+    assert proc.stat(json.loads(told)["pid"]).comm == "sleep"
 
 
 def test_it_counts_as_the_jobs(instance: Instance) -> None:

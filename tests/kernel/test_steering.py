@@ -589,7 +589,7 @@ def on_memory_limit(job, event):
 
 
 def test_a_job_held_at_its_limit_is_paused_raised_and_goes_on(
-    batch: Batch, client: Client, tmp_path: Path
+    batch: Batch, client: Client, ask: Ask, tmp_path: Path
 ) -> None:
     """It is held while its policy thinks, which then has nothing to say."""
     policy, release = tmp_path / "holding.py", tmp_path / "release"
@@ -597,6 +597,9 @@ def test_a_job_held_at_its_limit_is_paused_raised_and_goes_on(
     eater = EATER.replace("256M", "24M").replace("time.sleep(1000)", "print(len(b))")
     with batch.start(eater, top=f'plugins = ["{policy}"]') as running:
         running.wait_for("reached its memory limit of 24.0M, held")
+        refused = ask("exec", "eater", "--", "true")
+        assert refused.status == 125 and "eater is held, not running" in refused.stderr
+        assert "supervise set a higher memory limit first" in refused.stderr
         client.post("jobs", "eater", "pause", body={})
         assert client.get("jobs", "eater")["status"]["state"] == "frozen"
         client.post("jobs", "eater", "resume", body={})
