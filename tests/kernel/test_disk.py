@@ -131,7 +131,7 @@ def test_an_action_of_the_job_raises_its_limit(batch: Batch, way: str) -> None:
         script = '''
         write() {{ for i in $(seq $1 $2); do dd if=/dev/zero of=/var/tmp/$i bs=1M count=1; done; }}
         write 1 52
-        until [ $(stat -f -c '%b * %S / 1048576' /var/tmp | xargs expr) -gt 128 ]; do :; done
+        until [ $(stat -f -c '%a * %S / 1048576' /var/tmp | xargs expr) -gt 64 ]; do :; done
         write 53 120
         '''
         write = "overlay"
