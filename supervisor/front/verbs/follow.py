@@ -3,7 +3,7 @@
 What wakes is looked at no closer: each time the event log is read on first, then every stream.  A
 run that has ended by the event log has nothing more to come, so what is read after that is all.
 
-May import: `errors`, `linux.filewatch`, `record`, `front.verbs`.
+May import: `errors`, `linux.{filewatch,proc}`, `record`, `front.verbs`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from supervisor.errors import KernelError
 from supervisor.front.verbs.logs import LOST, Printer, is_of, show
+from supervisor.linux import proc
 from supervisor.linux.filewatch import IN_CREATE, IN_MODIFY, IN_MOVE_SELF, IN_MOVED_TO, FileWatch
 from supervisor.record.eventfiles import Tail
 from supervisor.record.loglines import Logged, run_of
@@ -34,7 +36,7 @@ class Events:
 
     def __init__(self, state: StateDir) -> None:
         self._tail = Tail(state.events)
-        self.pid = 0
+        self.pid, self.boot, self.start = 0, "", 0
         self.began = ""
         self.over = True
         self.begun: list[tuple[str, str]] = []
@@ -53,7 +55,9 @@ class Events:
     def _take(self, entry: dict[str, Any]) -> None:
         event, job, run = entry["event"], entry.get("job", ""), entry.get("run", "")
         if event == "supervisor_started":
-            self.pid, self.began, self.over = int(entry.get("pid", 0)), entry["time"], False
+            self.pid, self.start = int(entry.get("pid", 0)), int(entry.get("start", 0))
+            self.boot = entry.get("boot", "")
+            self.began, self.over = entry["time"], False
             self.finished.clear()
         elif event == "supervisor_stopped":
             self.over = True
@@ -123,6 +127,8 @@ class Follower:
         while True:
             self._heed()
             alive = self._alive()
+            if not alive:
+                self._heed()  # its last words
             over = self._is_over() or not alive
             self._find_new(wanted, over=over)
             self._read()
@@ -208,7 +214,7 @@ class Follower:
     def _alive(self) -> bool:
         """Whether the supervisor still is there."""
         if self._pidfd < 0 and self._events.pid and not self._events.over:
-            self._pidfd = supervisor_of(self._events.pid, self._events.began)
+            self._pidfd = supervisor_of(self._events.pid, self._events.boot, self._events.start)
         if self._pidfd < 0:
             return False
         return not select.select([self._pidfd], [], [], 0)[0]
@@ -238,33 +244,20 @@ class Follower:
             os.close(self._pidfd)
 
 
-def supervisor_of(pid: int, began: str) -> int:
-    """A pidfd of the process that said so at `began` (ISO 8601); -1: it is gone.
+def supervisor_of(pid: int, boot: str, start: int) -> int:
+    """A pidfd of the process with this number, begun at the tick `start` of this boot; -1: gone.
 
-    Its number may be another's by now: that one has begun later.
+    Neither changes when somebody sets the clock, as the time of the entry does.
     """
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return -1
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            ticks = int(file.read().rpartition(b")")[2].split()[19])
-        with open("/proc/uptime", "rb") as file:  # noqa: PTH123
-            uptime = float(file.read().split()[0])
-    except OSError:
-        os.close(pidfd)
-        return -1
-    age = uptime - ticks / os.sysconf("SC_CLK_TCK")
-    told = datetime.now().timestamp() - datetime.fromisoformat(began).timestamp()
-    if age + SLACK < told:
-        os.close(pidfd)
-        return -1
-    return pidfd
-
-
-SLACK = 5.0
-"""Seconds by which the clocks may differ."""
+    with suppress(KernelError):
+        if proc.boot_id() == boot and proc.stat(pid).start_ticks == start:
+            return pidfd
+    os.close(pidfd)
+    return -1
 
 
 def follow(
