@@ -6,7 +6,9 @@ import os
 import select
 import subprocess
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -42,14 +44,35 @@ def test_a_number_that_is_no_process_is_nobody(monkeypatch: pytest.MonkeyPatch) 
     assert supervisor_of(1, proc.boot_id(), proc.stat(1).start_ticks) == -1
 
 
-@pytest.mark.parametrize(("says", "status"), [(True, 0), (False, 125)])
-def test_what_a_supervisor_says_last_is_heard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bool, status: int
-) -> None:
-    """It ends after its log was read and before it is looked at."""
+@pytest.fixture
+def follower(tmp_path: Path) -> Iterator[Follower]:
     state = StateDir(tmp_path)
     state.make()
-    writer = Writer(state)
+    options = Namespace(json=False, timestamps=False, color="never")
+    follower = Follower(["a"], frozenset("a"), state, Printer(options, named=""))
+    yield follower
+    follower.close()
+
+
+def test_a_file_that_is_just_being_renamed_is_looked_for_later(
+    follower: Follower, tmp_path: Path
+) -> None:
+    path = tmp_path / "logs" / "a.out"
+    source = cast(Any, Namespace(run=Namespace(path=lambda _stream: path), stream="out"))
+    follower._heed_stream(source)
+    path.touch()
+    follower._heed_stream(source)
+    assert not select.select([follower._watch], [], [], 0)[0]
+    path.write_text("x")
+    assert select.select([follower._watch], [], [], 60)[0]
+
+
+@pytest.mark.parametrize(("says", "status"), [(True, 0), (False, 125)])
+def test_what_a_supervisor_says_last_is_heard(
+    follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bool, status: int
+) -> None:
+    """It ends after its log was read and before it is looked at."""
+    writer = Writer(StateDir(tmp_path))
     writer.log.emit("supervisor_started", pid=1, start=1, boot="another")
 
     def ends(*_of: object) -> int:
@@ -58,10 +81,5 @@ def test_what_a_supervisor_says_last_is_heard(
         return -1
 
     monkeypatch.setattr(follow, "supervisor_of", ends)
-    options = Namespace(json=False, timestamps=False, color="never")
-    follower = Follower(["a"], frozenset("a"), state, Printer(options, named=""))
-    try:
-        assert follower.begin([], Wanted(("out",), None, "")) == status
-    finally:
-        follower.close()
-        writer.log.close()
+    assert follower.begin([], Wanted(("out",), None, "")) == status
+    writer.log.close()

@@ -3,11 +3,12 @@
 What wakes is looked at no closer: each time the event log is read on first, then every stream.  A
 run that has ended by the event log has nothing more to come, so what is read after that is all.
 
-May import: `errors`, `linux.{filewatch,proc}`, `record`, `front.verbs`.
+May import: `errors`, `linux.filewatch`, `record`, `front.verbs`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -19,7 +20,6 @@ from typing import Any
 
 from supervisor.errors import KernelError
 from supervisor.front.verbs.logs import LOST, Printer, is_of, show
-from supervisor.linux import proc
 from supervisor.linux.filewatch import IN_CREATE, IN_MODIFY, IN_MOVE_SELF, IN_MOVED_TO, FileWatch
 from supervisor.record.eventfiles import Tail
 from supervisor.record.loglines import Logged, run_of
@@ -29,6 +29,7 @@ from supervisor.record.runs import StateDir, stamp
 
 NEW = IN_CREATE | IN_MOVED_TO
 GROWN = IN_MODIFY | IN_MOVE_SELF
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Events:
@@ -137,8 +138,7 @@ class Follower:
             self._wait()
 
     def _heed(self) -> None:
-        if self._state.events.exists():
-            self._watch.add(str(self._state.events), GROWN)
+        self._heed_file(self._state.events)
         self._events.read()
 
     def _find_new(self, wanted: Wanted, *, over: bool) -> None:
@@ -168,14 +168,26 @@ class Follower:
         return not self._names or bool({one.job, one.group, one.run} & {*self._names})
 
     def _heed_stream(self, source: Source) -> None:
-        """Its file may be another since its last rotation."""
+        """Its file may be another since its last rotation, or be about to be: that one wakes us."""
         path = source.run.path(source.stream)
+        index = index_path(path)
         with suppress(FileNotFoundError):
-            index = index_path(path)
             said = index.read_bytes() if index.exists() else b"-"
-            if self._watched.get(path) != said:
-                self._watch.add(str(path), GROWN)
+            if self._watched.get(path) != said and self._heed_file(path):
                 self._watched[path] = said
+
+    def _heed_file(self, path: Path) -> bool:
+        """False: it has been renamed; the one that comes in its place wakes us.
+
+        Raises KernelError.
+        """
+        try:
+            self._watch.add(str(path), GROWN)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True
 
     def _read(self) -> None:
         """Everything that has come; of ended runs, then, nothing more will."""
@@ -253,8 +265,9 @@ def supervisor_of(pid: int, boot: str, start: int) -> int:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return -1
-    with suppress(KernelError):
-        if proc.boot_id() == boot and proc.stat(pid).start_ticks == start:
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if BOOT_ID.read_text().strip() == boot and int(words[19]) == start:
             return pidfd
     os.close(pidfd)
     return -1
