@@ -22,11 +22,10 @@ from supervisor.control.server import NAME as SOCKET
 from supervisor.control.server import served
 from supervisor.errors import ConfigError
 from supervisor.front import config as configuration
-from supervisor.front import imaging, journal, lines, live, notify, summary
+from supervisor.front import identity, imaging, journal, lines, live, notify, summary
 from supervisor.front.config import Config
 from supervisor.front.printer import Printer
 from supervisor.front.reader import ConfigReader
-from supervisor.linux import proc
 from supervisor.model.record import iso
 from supervisor.policy import registry
 from supervisor.record.eventlog import EventLog
@@ -188,14 +187,9 @@ def _sweeper(config: Config, instance: Instance, log: EventLog) -> Sweeper:
 
 
 def _facts(config: Config, instance: Instance) -> dict[str, Any]:
-    """What the event log tells of an instance at its beginning.
-
-    Its number alone may be another's one day, and the time of the entry is a clock's that is set.
-    """
+    """What the event log tells of an instance at its beginning."""
     return {
-        "pid": os.getpid(),
-        "start": proc.stat(os.getpid()).start_ticks,
-        "boot": proc.boot_id(),
+        **identity.own(),
         "version": __version__,
         "config": config.filename,
         "jobs": len(config.jobs),

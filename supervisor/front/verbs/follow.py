@@ -3,7 +3,7 @@
 What wakes is looked at no closer: each time the event log is read on first, then every stream.  A
 run that has ended by the event log has nothing more to come, so what is read after that is all.
 
-May import: `errors`, `linux.filewatch`, `record`, `front.verbs`.
+May import: `errors`, `linux.filewatch`, `record`, `front.{identity,verbs}`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from supervisor.errors import KernelError
+from supervisor.front import identity
 from supervisor.front.verbs.logs import LOST, Printer, is_of, show
 from supervisor.linux.filewatch import IN_CREATE, IN_MODIFY, IN_MOVE_SELF, IN_MOVED_TO, FileWatch
 from supervisor.record.eventfiles import Tail
 from supervisor.record.loglines import Logged, run_of
 from supervisor.record.logs import index_path
 from supervisor.record.logsource import Source, Wanted
-from supervisor.record.runs import StateDir, stamp
+from supervisor.record.runs import StateDir
 
 NEW = IN_CREATE | IN_MOVED_TO
 GROWN = IN_MODIFY | IN_MOVE_SELF
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Events:
@@ -37,9 +36,10 @@ class Events:
 
     def __init__(self, state: StateDir) -> None:
         self._tail = Tail(state.events)
-        self.pid, self.boot, self.start = 0, "", 0
-        self.began = ""
+        self.supervisor: tuple[int, int, str] | None = None
+        """Its number, start and boot (`front.identity`); None: its entry was rotated away."""
         self.over = True
+        self._running: set[str] = set()
         self.begun: list[tuple[str, str]] = []
         """Job and run, of each run."""
         self.ended: set[str] = set()
@@ -56,26 +56,30 @@ class Events:
     def _take(self, entry: dict[str, Any]) -> None:
         event, job, run = entry["event"], entry.get("job", ""), entry.get("run", "")
         if event == "supervisor_started":
-            self.pid, self.start = int(entry.get("pid", 0)), int(entry.get("start", 0))
-            self.boot = entry.get("boot", "")
-            self.began, self.over = entry["time"], False
+            self.supervisor = entry["pid"], entry.get("start", 0), entry.get("boot", "")
+            self.over = False
             self.finished.clear()
-        elif event == "supervisor_stopped":
+            self._running.clear()
+            return
+        if event == "supervisor_stopped":
             self.over = True
-        elif event == "job_starting":
+            return
+        self.over = self.over and self.supervisor is not None
+        if event == "job_starting":
             self.begun.append((job, run))
+            self._running.add(run)
             self.finished.discard(job)
         elif event == "job_ended":
             self.ended.add(run)
+            self._running.discard(run)
         elif event == "job_finished":
             self.finished.add(job)
 
     def has_ended(self, run: str) -> bool:
-        """By its entry; or because it is an earlier supervisor's."""
+        """By its entry; or because it began before this supervisor did."""
         if run in self.ended or self.over:
             return True
-        began = stamp(int(datetime.fromisoformat(self.began).timestamp() * 1000))
-        return run.partition("-")[0] < began
+        return self.supervisor is not None and run not in self._running
 
     def close(self) -> None:
         self._tail.close()
@@ -224,9 +228,11 @@ class Follower:
         return bool(meant) and not unsure and meant <= events.finished
 
     def _alive(self) -> bool:
-        """Whether the supervisor still is there."""
-        if self._pidfd < 0 and self._events.pid and not self._events.over:
-            self._pidfd = supervisor_of(self._events.pid, self._events.boot, self._events.start)
+        """Whether the supervisor still is there; so it is taken to be where nothing tells of it."""
+        if not self._events.supervisor:
+            return not self._events.over
+        if self._pidfd < 0 and not self._events.over:
+            self._pidfd = identity.find(*self._events.supervisor)
         if self._pidfd < 0:
             return False
         return not select.select([self._pidfd], [], [], 0)[0]
@@ -254,23 +260,6 @@ class Follower:
             source.lines.reader.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
-
-
-def supervisor_of(pid: int, boot: str, start: int) -> int:
-    """A pidfd of the process with this number, begun at the tick `start` of this boot; -1: gone.
-
-    Neither changes when somebody sets the clock, as the time of the entry does.
-    """
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return -1
-    with suppress(OSError):
-        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        if BOOT_ID.read_text().strip() == boot and int(words[19]) == start:
-            return pidfd
-    os.close(pidfd)
-    return -1
 
 
 def follow(
